@@ -1,0 +1,63 @@
+# `make` lists the targets. Needs python3 (3.11 or newer, with venv) and make, nothing else.
+PYTHON ?= python3
+PROFILE ?= quick
+SCENARIO ?=
+DATA ?=
+TORCH_INDEX ?=
+# Recipes read these as shell variables, so that a path may hold spaces and quotes.
+export PROFILE SCENARIO DATA TORCH_INDEX
+
+BIN := .venv/bin/python
+PIP := -m pip install --disable-pip-version-check
+# JupyterLab's kernel is this environment's, whatever else is installed on the machine.
+export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
+
+.PHONY: help tutorial test lab tidy constraints clean python
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+tutorial: .venv/.installed ## Execute the notebooks [PROFILE=quick|laptop|paper] [SCENARIO=name] [DATA=folder]
+	@$(BIN) notebooks/run.py --profile "$$PROFILE" \
+		$${SCENARIO:+--scenario "$$SCENARIO"} $${DATA:+--data "$$DATA"}
+
+test: .venv/.installed ## Lint, unit tests, and the notebooks' checked outputs
+	$(BIN) -m ruff check .
+	$(BIN) -m ruff format --check .
+	$(BIN) -m pytest
+	$(BIN) -m pytest -W default --nbval-lax --nbval-current-env notebooks
+
+lab: .venv/.installed ## Open the notebooks in JupyterLab
+	$(BIN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
+
+tidy: .venv/.installed ## Execute the notebooks with their own small defaults and strip them for a commit
+	$(BIN) notebooks/tidy.py --run
+
+constraints: python ## Refresh constraints.txt with the newest admitted versions [HOLD=package==1.2]
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python $(PIP) --upgrade setuptools
+	build/constraints/bin/python $(PIP) --no-build-isolation --editable '.[test]' $(HOLD)
+	grep '^#' constraints.txt > build/constraints.txt
+	build/constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable >> build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints
+
+clean: ## Remove build/ (executed notebooks and their runs) and caches
+	rm -rf build .pytest_cache .ruff_cache .hypothesis
+
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "This needs Python 3.11 or newer as '$(PYTHON)'; name another with PYTHON=python3.12." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "This needs Python's venv; on Debian and Ubuntu it is the package python3-venv." >&2; exit 1; }
+
+# The stamp is written last: an interrupted installation is taken up again by the next call.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory python
+	$(PYTHON) -m venv .venv
+	$(BIN) $(PIP) --constraint constraints.txt setuptools
+	@if [ -n "$$TORCH_INDEX" ]; then set -x; \
+		$(BIN) $(PIP) --constraint constraints.txt --no-deps --index-url "$$TORCH_INDEX" torch torchvision; fi
+	$(BIN) $(PIP) --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	@touch $@

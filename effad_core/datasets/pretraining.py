@@ -1,0 +1,260 @@
+"""The images that stand in for ImageNet, and the stream of batches drawn from them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .images import DataError, list_images, package_folder, read_image
+from .transforms import resize, to_tensor
+
+# (package, folder in it, files): photographs under terms that allow any use with attribution.
+PHOTOGRAPHS = (
+    (
+        "skimage",
+        "data",
+        "astronaut.png brick.png camera.png chelsea.png coffee.png coins.png grass.png gravel.png "
+        "hubble_deep_field.jpg rocket.jpg",
+    ),
+    ("sklearn", "datasets/images", "china.jpg flower.jpg"),
+)
+FEW = 100  # with fewer images than this, random crops replace whole images
+
+
+class PretrainingImages:
+    """A set of images in the role of ImageNet.
+
+    Decoded images stay in memory until a budget is used up; the rest are read when drawn. Every
+    draw takes its randomness from the generator passed in and keeps no other state.
+
+    Args:
+        paths: the image files.
+        source: what they are, for logs and reports.
+        licence: under which terms.
+        cache_megabytes: memory for decoded images.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], source: str, licence: str, cache_megabytes: float = 1024
+    ) -> None:
+        if not paths:
+            raise DataError(f"There are no pretraining images in {source}: name a folder of some.")
+        self.paths, self.source, self.licence = tuple(paths), source, licence
+        self._cache: dict[int, Image.Image] = {}
+        self._cache_left = cache_megabytes * 2**20  # bytes
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def describe(self) -> str:
+        """One line: how many images, from where, under which licence."""
+        return f"Pretraining images: {len(self)} from {self.source} ({self.licence})"
+
+    def read(self, index: int) -> Image.Image:
+        """Image `index` as 8-bit RGB, from memory if it was read before (do not write into it)."""
+        image = self._cache.get(index)
+        if image is None:
+            image = read_image(self.paths[index])
+            size = 4 * image.width * image.height  # Pillow stores an RGB pixel in 4 bytes
+            if size <= self._cache_left:
+                self._cache[index] = image
+                self._cache_left -= size
+        return image
+
+    def hold_out(
+        self, count: int, seed: int = 0
+    ) -> tuple["PretrainingImages", "PretrainingImages"]:
+        """Split off `count` random images that are never trained on.
+
+        Returns:
+            The others and the held-out ones.
+
+        Raises:
+            DataError: if no image would be left to train on.
+        """
+        if not 0 < count < len(self):
+            raise DataError(
+                f"{count} of {len(self)} pretraining images cannot be held out: name a folder of "
+                "more images, or hold out fewer."
+            )
+        order = np.random.default_rng(seed).permutation(len(self))
+        return tuple(
+            PretrainingImages(
+                [self.paths[index] for index in sorted(part)], self.source, self.licence, megabytes
+            )
+            for part, megabytes in ((order[count:], self._cache_left / 2**20), (order[:count], 256))
+        )
+
+    def whole_images(
+        self,
+        rng: np.random.Generator,
+        n: int,
+        size: int | tuple[int, int] = 256,
+        gray_probability: float = 0.0,
+    ) -> Tensor:
+        """Random images for the pretraining penalty and for distillation.
+
+        Algorithm 1, line 21, and Algorithm 3, lines 5-7 and 17-19.
+
+        An image is resized as a whole, as in the paper. A set of fewer than 100 images would show
+        the student the same few inputs again and again, so from such a set random squares are
+        drawn, 0.3 to 1 times as wide as the image's short side, half of them mirrored.
+
+        Args:
+            rng: the iteration's random generator.
+            n: number of images.
+            size: side of the batch's images, or (height, width), in pixels.
+            gray_probability: how often an image is turned gray (Algorithm 3, lines 6 and 18).
+
+        Returns:
+            uint8 tensor of shape (n, 3, H, W).
+        """
+        batch = []
+        for _ in range(n):
+            # Algorithm 1, line 21; Algorithm 3, lines 5 and 17
+            image = self.read(int(rng.integers(len(self))))
+            if len(self) < FEW:
+                side = rng.uniform(0.3, 1.0) * min(image.size)
+                image = _random_square(rng, image, round(side), size)
+            else:
+                image = resize(image, size)  # Algorithm 3, lines 7 and 19
+            batch.append(to_tensor(_maybe_gray(rng, image, gray_probability)))
+        return torch.stack(batch)
+
+    def crops(
+        self,
+        rng: np.random.Generator,
+        n: int,
+        size: int = 128,
+        scale: tuple[float, float] = (0.4, 1.0),
+        gray_probability: float = 0.1,
+    ) -> Tensor:
+        """Random crops for distilling a teacher, many small ones instead of few whole images.
+
+        What a 33x33 receptive field learns from is the variety of patches. Each crop comes from a
+        random image, at a magnification drawn log-uniformly from `scale` (an ImageNet photograph
+        resized as a whole to 256 pixels is shown at about 0.6; crops wider than the image's short
+        side are cut to it and so magnified more), mirrored with probability 1/2.
+
+        Args:
+            rng: the iteration's random generator.
+            n: number of crops.
+            size: side of a crop, in pixels.
+            scale: lowest and highest magnification, crop pixels per image pixel.
+            gray_probability: how often a crop is turned gray (Algorithm 3, line 18).
+
+        Returns:
+            uint8 tensor of shape (n, 3, size, size).
+
+        Raises:
+            ValueError: if the scale is not 0 < lowest <= highest.
+        """
+        if not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"scale {scale} is not (lowest, highest) with 0 < lowest <= highest")
+        batch = []
+        for _ in range(n):
+            image = self.read(int(rng.integers(len(self))))
+            side = size / np.exp(rng.uniform(*np.log(scale)))
+            crop = _random_square(rng, image, round(side), size)
+            batch.append(to_tensor(_maybe_gray(rng, crop, gray_probability)))
+        return torch.stack(batch)
+
+
+def open_pretraining(
+    source: str | os.PathLike | None = None,
+    root: str | os.PathLike | None = None,
+    cache_megabytes: float = 1024,
+) -> PretrainingImages:
+    """Open the pretraining images; `.describe()` says which they are.
+
+    Args:
+        source: a folder of images, searched with its subfolders (ImageNet's layout); or
+            "imagenette", which torchvision downloads once (ten ImageNet classes, 340 MB); or
+            "photographs" or None: a dozen photographs that scikit-image and scikit-learn ship.
+        root: where Imagenette is, or is downloaded to; the folder `data` by default.
+        cache_megabytes: memory for decoded images.
+
+    Returns:
+        The images.
+
+    Raises:
+        DataError: if the folder is missing or empty, or Imagenette cannot be downloaded.
+    """
+    if source is None or source == "photographs":
+        return PretrainingImages(
+            _photographs(),
+            "the photographs shipped with scikit-image and scikit-learn",
+            "CC0 or public domain; china.jpg and flower.jpg CC BY 2.0",
+            cache_megabytes,
+        )
+    if source == "imagenette":
+        return PretrainingImages(
+            _imagenette(Path(root or "data").expanduser()),
+            "Imagenette, ten classes of ImageNet",
+            "Apache-2.0 for the selection, ImageNet's terms of access for the images",
+            cache_megabytes,
+        )
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise DataError(
+            f"The pretraining images {source} are no folder: name an existing folder of images, "
+            "or choose 'imagenette' or 'photographs'."
+        )
+    return PretrainingImages(
+        list_images(folder, recursive=True),
+        f"the folder {folder.name}",
+        "the licence of the images in that folder",
+        cache_megabytes,
+    )
+
+
+def _maybe_gray(rng: np.random.Generator, image: Image.Image, probability: float) -> Image.Image:
+    """The image, turned gray with the given probability (Algorithm 3, lines 6 and 18)."""
+    return image.convert("L").convert("RGB") if rng.random() < probability else image
+
+
+def _random_square(
+    rng: np.random.Generator, image: Image.Image, side: int, size: int | tuple[int, int]
+) -> Image.Image:
+    """A random square of `side` pixels, or the short side if that is less, resized to `size`."""
+    height, width = (size, size) if isinstance(size, int) else size
+    side = min(max(side, 1), *image.size)
+    left = int(rng.integers(image.width - side + 1))
+    top = int(rng.integers(image.height - side + 1))
+    box = (left, top, left + side, top + side)
+    square = image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else square
+
+
+def _photographs() -> list[Path]:
+    """Those of the photographs that lie on disk; nothing is downloaded."""
+    paths = []
+    for package, folder, names in PHOTOGRAPHS:
+        if parent := package_folder(package):
+            paths += [parent / folder / name for name in names.split()]
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise DataError(
+            "No photographs of scikit-image or scikit-learn found: run "
+            "`pip install scikit-image scikit-learn`, or name a folder of images."
+        )
+    return paths
+
+
+def _imagenette(root: Path) -> list[Path]:
+    """Training images of Imagenette at 320 pixels, downloaded by torchvision unless they exist."""
+    from torchvision.datasets import Imagenette
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        Imagenette(root, split="train", size="320px", download=True)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"Imagenette could not be downloaded to {root} ({error}): connect to the internet, "
+            f"or unpack imagenette2-320.tgz into {root}, or choose 'photographs'."
+        ) from None
+    return list_images(root / "imagenette2-320" / "train", recursive=True)

@@ -1,0 +1,167 @@
+"""Scenario: the train, validation and test samples of one category, whatever dataset they are from.
+
+Every dataset becomes a `Scenario` once; nothing that trains or evaluates asks where it came from.
+"""
+
+import hashlib
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .images import DataError, read_image, read_mask
+
+GOOD = "good"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a scenario.
+
+    Attributes:
+        path: the image file.
+        label: 0 normal, 1 anomalous.
+        anomaly_type: "good" for normal images, else the kind of anomaly.
+        mask_paths: ground-truth masks; their union is the anomalous region.
+    """
+
+    path: Path
+    label: int
+    anomaly_type: str
+    mask_paths: tuple[Path, ...] = ()
+
+    def load(self) -> Image.Image:
+        """Read the image as 8-bit RGB (see `read_image`)."""
+        return read_image(self.path)
+
+    def load_mask(self) -> np.ndarray | None:
+        """Read the ground truth.
+
+        Returns:
+            Boolean array of shape (H, W), the union of the masks, at the image's own size; None
+            for a normal image or when there is no ground truth.
+
+        Raises:
+            DataError: if a mask cannot be read or has another size than the image.
+        """
+        if self.label == 0 or not self.mask_paths:
+            return None
+        size = self.load().size
+        return np.logical_or.reduce([read_mask(path, size) for path in self.mask_paths])
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One category, the paper's word for it: its three splits, where they are from, the licence.
+
+    Attributes:
+        name: short name, for titles and file names.
+        train: normal images that the networks are trained on.
+        validation: normal images, not trained on, for the quantiles of the map normalisation.
+        test: normal and anomalous images, used for nothing but the evaluation; may be empty.
+        source: where the images come from.
+        licence: under which terms.
+
+    Raises:
+        DataError: if there is no training image, an anomalous image among the training or
+            validation images, or one file in two splits.
+    """
+
+    name: str
+    train: tuple[Sample, ...]
+    validation: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    source: str
+    licence: str
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise DataError(
+                f"The scenario {self.name} has no training image: add normal images to train/good."
+            )
+        for sample in (*self.train, *self.validation):
+            if sample.label != 0:
+                raise DataError(
+                    f"{sample.path} is anomalous but in the training or validation split of "
+                    f"{self.name}: move it to the test split, EfficientAD learns normal images."
+                )
+        split_of = {}
+        for split, samples in self._splits():
+            for sample in samples:
+                file = os.path.realpath(sample.path)
+                if split_of.setdefault(file, split) != split:
+                    raise DataError(
+                        f"{sample.path} is in the {split_of[file]} and in the {split} split of "
+                        f"{self.name}: keep it in one of them, or the evaluation is worthless."
+                    )
+
+    def _splits(self) -> tuple[tuple[str, tuple[Sample, ...]], ...]:
+        return ("train", self.train), ("validation", self.validation), ("test", self.test)
+
+    def summary(self) -> str:
+        """A text table: number of images and of those with masks, per split and anomaly type."""
+        lines = [
+            f"{self.name}: {self.source} ({self.licence})",
+            f"{'split':<12}{'type':<28}{'images':>8}{'masked':>8}",
+        ]
+        for split, samples in self._splits():
+            masked = Counter(s.anomaly_type for s in samples if s.mask_paths)
+            for kind, count in sorted(Counter(s.anomaly_type for s in samples).items()):
+                lines.append(f"{split:<12}{kind:<28}{count:>8}{masked[kind]:>8}")
+        return "\n".join(lines)
+
+
+def good_samples(paths: Iterable[Path]) -> tuple[Sample, ...]:
+    """Samples of normal images."""
+    return tuple(Sample(path, 0, GOOD) for path in paths)
+
+
+def ranked_by_name(samples: Iterable[Sample], salt: str) -> list[Sample]:
+    """Order samples by the SHA-256 of "salt:file name": random, yet the same on every machine."""
+
+    def rank(sample: Sample) -> tuple[str, str]:
+        name = unicodedata.normalize("NFC", sample.path.name)  # macOS may store names decomposed
+        digest = hashlib.sha256(f"{salt}:{name}".encode("utf-8", "surrogateescape")).hexdigest()
+        return digest, str(sample.path)
+
+    return sorted(samples, key=rank)
+
+
+def hold_out(
+    samples: Sequence[Sample], fraction: float = 0.1, seed: int = 0
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Hold validation images out of the training images.
+
+    The choice depends on the file names and the seed alone: not on the order of the samples, the
+    machine, or the folder they lie in.
+
+    Args:
+        samples: the normal images to train on.
+        fraction: share to hold out, between 0 and 1; at least one image is held out and one kept.
+        seed: another seed holds out other images.
+
+    Returns:
+        The samples to train on and the samples to validate on, each in the order given.
+
+    Raises:
+        DataError: if there are fewer than two samples or the fraction is not between 0 and 1.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(
+            f"The validation fraction {fraction} is not between 0 and 1: choose for example 0.1."
+        )
+    if len(samples) < 2:
+        where = f" in {samples[0].path.parent}" if samples else ""
+        raise DataError(
+            f"Found {len(samples)} training image(s){where}, but at least 2 images are needed, "
+            "because one is held out for the quantiles: add images or a validation/good folder."
+        )
+    count = min(max(1, round(fraction * len(samples))), len(samples) - 1)
+    held = {id(sample) for sample in ranked_by_name(samples, str(seed))[:count]}
+    train = tuple(sample for sample in samples if id(sample) not in held)
+    return train, tuple(sample for sample in samples if id(sample) in held)

@@ -1,0 +1,84 @@
+"""Resize, tensors, and the augmentations of Algorithm 1, all on 8-bit images.
+
+Images travel as uint8 tensors; the detector normalises inside, with the constants below.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def resize(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
+    """Resize with Pillow's antialiased bilinear filter; the aspect ratio is not kept.
+
+    Args:
+        image: an RGB image.
+        size: side of a square, or (height, width), in pixels.
+
+    Returns:
+        The image at that size.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Turn an RGB image into a uint8 tensor of shape (3, H, W), values 0..255."""
+    return F.pil_to_tensor(image).contiguous()
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Subtract ImageNet's mean and divide by its deviation, channel by channel.
+
+    Args:
+        images: shape (N, 3, H, W), uint8, or floating point in 0..1.
+
+    Returns:
+        float32 tensor of the same shape: what the networks take.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
+    scaled = images.float() / 255 if images.dtype == torch.uint8 else images
+    return (scaled - mean) / std
+
+
+def draw_augmentation(rng: np.random.Generator) -> tuple[int, float]:
+    """Draw the augmentation of one iteration (Algorithm 1, lines 23 and 24).
+
+    Args:
+        rng: the iteration's random generator.
+
+    Returns:
+        The index i_aug, uniform in {1, 2, 3}, and the coefficient lambda, uniform in [0.8, 1.2).
+    """
+    index = int(rng.integers(1, 4))  # Algorithm 1, line 23
+    coefficient = float(rng.uniform(0.8, 1.2))  # Algorithm 1, line 24
+    return index, coefficient
+
+
+def augment(image: Image.Image, index: int, coefficient: float) -> Image.Image:
+    """Change brightness, contrast or saturation (Algorithm 1, lines 25-31).
+
+    Args:
+        image: an RGB image, already at the detector's size.
+        index: i_aug: 1 brightness, 2 contrast, 3 saturation.
+        coefficient: lambda; 1 leaves the image as it is.
+
+    Returns:
+        The augmented RGB image, same size.
+
+    Raises:
+        ValueError: if the index is not 1, 2 or 3.
+    """
+    if index == 1:  # Algorithm 1, line 25
+        return F.adjust_brightness(image, coefficient)  # Algorithm 1, line 26
+    if index == 2:  # Algorithm 1, line 27
+        return F.adjust_contrast(image, coefficient)  # Algorithm 1, line 28
+    if index == 3:  # Algorithm 1, line 29
+        return F.adjust_saturation(image, coefficient)  # Algorithm 1, line 30
+    raise ValueError(f"augmentation index {index} is not 1, 2 or 3")

@@ -1,0 +1,328 @@
+"""EfficientAD: teacher, student, autoencoder and every number found on data, in one module.
+
+`predict` is Algorithm 2. Notebook 05 builds its normalisation by hand.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from effad_core.datasets.images import DataError, read_image
+from effad_core.datasets.transforms import normalise, resize, to_tensor
+from effad_core.networks import (
+    MIN_IMAGE_SIZE,
+    PATCH_SIZE,
+    STRIDE,
+    Autoencoder,
+    PatchDescriptionNetwork,
+)
+from effad_core.precision import autocast, resolve_precision
+from effad_core.runs import RunError, load_weights, read_tensors, write_tensors
+from effad_core.statistics import StreamQuantiles
+
+TEACHERS = Path(__file__).parent.parent / "data" / "teachers"
+QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the detector says of one image. Maps are float32, (H, W), at the image's own size.
+
+    Attributes:
+        map: the combined anomaly map M, the mean of the two below.
+        score: the anomaly score, the maximum of M before it is resized to the image's size.
+        st_map: the normalised student-teacher map.
+        ae_map: the normalised autoencoder map.
+    """
+
+    map: np.ndarray
+    score: float
+    st_map: np.ndarray
+    ae_map: np.ndarray
+
+
+class EfficientAD(nn.Module):
+    """The three networks, the teacher's channel statistics and the four map quantiles.
+
+    A new detector has random networks: `load_teacher` gives it a distilled teacher, `train` (in
+    `effad_core.training`) fits the rest.
+
+    Args:
+        size: "small" (EfficientAD-S) or "medium" (EfficientAD-M).
+        padding: pad the PDN (64x64 cells at 256 pixels) or not (56x56, as in the paper's results).
+        image_size: images are resized to this before they enter; a side of a square, or
+            (height, width), in pixels, at least 256.
+        out_channels: channels of the teacher, 384 in the paper.
+
+    Attributes:
+        teacher, student, autoencoder: T, S and A.
+        mu, sigma: the teacher's channel statistics, shape (C, 1, 1).
+        quantiles: q_a^ST, q_b^ST, q_a^AE, q_b^AE, shape (4,); NaN until they are found.
+        card: provenance of the teacher and the training, JSON-able, saved with the weights.
+
+    Raises:
+        ValueError: for an unknown size or an image_size below 256.
+    """
+
+    def __init__(
+        self,
+        size: str = "small",
+        padding: bool = False,
+        image_size: int | tuple[int, int] = 256,
+        out_channels: int = 384,
+    ):
+        super().__init__()
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        if min(height, width) < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"image_size must be at least {MIN_IMAGE_SIZE} pixels (the autoencoder's "
+                f"bottleneck needs them), not {height}x{width}"
+            )
+        self.size, self.padding, self.image_size = size, padding, (int(height), int(width))
+        self.out_channels = out_channels
+        self.teacher = PatchDescriptionNetwork(size, out_channels, padding)
+        self.teacher.requires_grad_(False)
+        self.initialise_student()
+        self.register_buffer("mu", torch.zeros(out_channels, 1, 1))
+        self.register_buffer("sigma", torch.ones(out_channels, 1, 1))
+        self.register_buffer("quantiles", torch.full((4,), torch.nan))
+        self.card: dict = {"teacher": "random"}
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.mu.device
+
+    def initialise_student(self) -> None:
+        """Give the detector a new random student and autoencoder, from torch's generator."""
+        # Algorithm 1, line 1: twice the channels; the second half predicts the autoencoder
+        self.student = PatchDescriptionNetwork(self.size, 2 * self.out_channels, self.padding)
+        self.autoencoder = Autoencoder(self.out_channels, self.padding)  # Algorithm 1, line 2
+
+    # --- the teacher ---------------------------------------------------------------------------
+
+    def load_teacher(self, path: str | os.PathLike | None = None) -> "EfficientAD":
+        """Load a distilled teacher; None takes the one shipped for this size.
+
+        Raises:
+            RunError: if the file is missing, damaged, or of another architecture.
+        """
+        path = TEACHERS / f"pdn_{self.size}.safetensors" if path is None else Path(path)
+        if not path.is_file():
+            raise RunError(
+                f"there is no teacher {path}; distil one (notebook 02) and give its path"
+            )
+        weights, header = read_tensors(path, "teacher")
+        if not all(torch.isfinite(value).all() for value in weights.values()):
+            raise RunError(f"{path} contains NaN or infinite weights; copy it again")
+        load_weights(self.teacher, weights, path)
+        self.card["teacher"] = header["card"]
+        return self
+
+    # --- maps ----------------------------------------------------------------------------------
+
+    def normalised_teacher(self, images: Tensor) -> Tensor:
+        """The normalised teacher output, shape (N, C, h, w), of normalised images (N, 3, H, W)."""
+        # Algorithm 1, lines 14-15 and 33-34; Algorithm 2, line 2
+        return (self.teacher(images) - self.mu) / self.sigma
+
+    def squared_differences(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """D^ST and D^STAE, both (N, C, h, w), of uint8 images (N, 3, H, W)."""
+        images = normalise(images)
+        teacher = self.normalised_teacher(images)  # Algorithm 1, lines 49-50
+        student = self.student(images)
+        autoencoder = self.autoencoder(images)
+        student_st, student_ae = student.chunk(2, dim=1)  # Algorithm 1, line 51; 2, line 3
+        d_st = (teacher - student_st).square()  # Algorithm 1, line 52; Algorithm 2, line 4
+        d_stae = (autoencoder - student_ae).square()  # Algorithm 1, line 53; Algorithm 2, line 5
+        return d_st, d_stae
+
+    @torch.inference_mode()
+    def anomaly_maps(self, images: Tensor, precision: str = "float32") -> tuple[Tensor, Tensor]:
+        """The raw maps M_ST and M_AE at the detector's image size, before normalisation.
+
+        Args:
+            images: uint8, shape (N, 3, H, W), already at image_size.
+            precision: "float32" (the reference), "bfloat16" or "auto".
+
+        Returns:
+            Two float32 tensors of shape (N, H, W).
+        """
+        with autocast(resolve_precision(precision, self.device), self.device):
+            images = images.to(self.device).contiguous(memory_format=torch.channels_last)
+            differences = self.squared_differences(images)
+        return tuple(  # Algorithm 1, lines 54-55; Algorithm 2, lines 6-7
+            place_cells(d.float().mean(dim=1, keepdim=True), self.image_size, self.padding)[:, 0]
+            for d in differences
+        )
+
+    def normalise_maps(self, m_st: Tensor, m_ae: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale each map so that q_a becomes 0 and q_b becomes 0.1 (Algorithm 2, lines 8-9).
+
+        Raises:
+            ValueError: if the quantiles have not been found, or are equal.
+        """
+        qa_st, qb_st, qa_ae, qb_ae = self.quantiles
+        if not torch.isfinite(self.quantiles).all():
+            raise ValueError("the detector has no quantiles yet: train it, or call find_quantiles")
+        return (  # Algorithm 2, lines 8 and 9
+            0.1 * (m_st - qa_st) / (qb_st - qa_st),
+            0.1 * (m_ae - qa_ae) / (qb_ae - qa_ae),
+        )
+
+    def find_quantiles(self, batches: Iterable[Tensor], count: int, precision: str) -> None:
+        """Set the quantiles from validation images (Algorithm 1, lines 47-60).
+
+        Args:
+            batches: uint8 images at image_size, each (N, 3, H, W).
+            count: number of images in all batches together.
+            precision: as in `anomaly_maps`.
+
+        Raises:
+            ValueError: for no images, NaN maps, or a map whose two quantiles are equal.
+        """
+        total = count * self.image_size[0] * self.image_size[1]
+        streams = [StreamQuantiles(total, QUANTILES) for _ in range(2)]  # Algorithm 1, line 47
+        for batch in batches:  # Algorithm 1, line 48
+            for stream, m in zip(streams, self.anomaly_maps(batch, precision), strict=True):
+                stream.add(m.cpu().numpy())  # Algorithm 1, lines 56-57
+        found = streams[0].result() + streams[1].result()  # Algorithm 1, lines 59-60
+        for name, (q_a, q_b) in (("student-teacher", found[:2]), ("autoencoder", found[2:])):
+            if not q_b > q_a:
+                raise ValueError(
+                    f"the 0.9- and 0.995-quantiles of the {name} map are equal ({q_a:.3g}) on the "
+                    "validation images; are they constant?"
+                )
+        self.quantiles.copy_(torch.tensor(found))
+
+    # --- Algorithm 2 ---------------------------------------------------------------------------
+
+    def predict(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        precision: str = "float32",
+        batch_size: int = 8,
+    ) -> Prediction | list[Prediction]:
+        """Anomaly map and score of an image, or of each image of a sequence (Algorithm 2).
+
+        Args:
+            image: a path, a PIL image, a uint8 array (H, W, 3) or (H, W), or a sequence of these;
+                an array (N, H, W, 3) is a sequence.
+            precision: "float32" (the reference), "bfloat16" or "auto".
+            batch_size: images that go through the networks at once.
+
+        Returns:
+            A `Prediction`, or a list of them in the order of the sequence.
+
+        Raises:
+            DataError: for an unreadable file or an array of another type or shape.
+            ValueError: if the detector has no quantiles, or its map contains NaN.
+        """
+        many = isinstance(image, Sequence) and not isinstance(image, str)
+        if not many and not (isinstance(image, np.ndarray) and image.ndim == 4):
+            return self.predict([image], precision)[0]
+        predictions = []
+        for start in range(0, len(image), batch_size):
+            opened = [_open(item) for item in image[start : start + batch_size]]
+            batch = torch.stack([to_tensor(resize(item, self.image_size)) for item in opened])
+            m_st, m_ae = self.normalise_maps(*self.anomaly_maps(batch, precision))
+            m = 0.5 * m_st + 0.5 * m_ae  # Algorithm 2, line 10
+            if not torch.isfinite(m).all():
+                raise ValueError("the anomaly map contains NaN or infinite values; the detector's "
+                                 "weights are damaged, or the precision is too low")  # fmt: skip
+            scores = m.flatten(1).amax(dim=1)  # Algorithm 2, line 11
+            for index, item in enumerate(opened):
+                own = torch.stack([m[index], m_st[index], m_ae[index]])[None]
+                own = F.interpolate(own, size=(item.height, item.width), mode="bilinear")[0]
+                combined, st_map, ae_map = own.cpu().numpy()
+                predictions.append(  # Algorithm 2, line 12
+                    Prediction(combined, scores[index].item(), st_map, ae_map)
+                )
+        return predictions
+
+    # --- disk ----------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write everything that `load` needs to one safetensors file, atomically."""
+        header = {
+            "kind": "detector",
+            "size": self.size,
+            "padding": self.padding,
+            "image_size": self.image_size,
+            "out_channels": self.out_channels,
+            "card": self.card,
+        }
+        write_tensors(Path(path), self.state_dict(), header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: str = "cpu") -> "EfficientAD":
+        """Load a detector that `save` wrote.
+
+        Raises:
+            RunError: if the file is missing, cut short, foreign, or its tensors do not fit.
+        """
+        tensors, header = read_tensors(path, "detector")
+        try:
+            detector = cls(
+                header["size"],
+                header["padding"],
+                tuple(header["image_size"]),
+                header["out_channels"],
+            )
+            detector.card = dict(header["card"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{path} has a header that does not describe a detector: {error}"
+            ) from None
+        load_weights(detector, tensors, path)
+        return detector.to(device).eval()
+
+
+def place_cells(cells: Tensor, image_size: tuple[int, int], padding: bool) -> Tensor:
+    """Resize a map of cells to the image it belongs to (Algorithm 1, line 55).
+
+    With padding the cells span the whole image. Without, the outermost cells are the centres of the
+    outermost whole patches: the map is resized to 4 pixels a cell, placed 16 pixels from the upper
+    left corner, and its edge is replicated outward. No zeros enter, so quantiles see only maps.
+
+    Args:
+        cells: shape (N, 1, h, w).
+        image_size: (H, W) in pixels.
+        padding: whether the PDN was padded.
+
+    Returns:
+        shape (N, 1, H, W).
+    """
+    if padding:
+        return F.interpolate(cells, size=image_size, mode="bilinear")
+    h, w = STRIDE * cells.shape[-2], STRIDE * cells.shape[-1]
+    margin = (PATCH_SIZE - 1) // 2
+    inner = F.interpolate(cells, size=(h, w), mode="bilinear")
+    borders = (margin, image_size[1] - w - margin, margin, image_size[0] - h - margin)
+    return F.pad(inner, borders, mode="replicate")
+
+
+def _open(item: ImageLike) -> Image.Image:
+    """Any accepted kind of image as RGB."""
+    if isinstance(item, str | os.PathLike):
+        return read_image(item)
+    if isinstance(item, Image.Image):
+        return item.convert("RGB")
+    if isinstance(item, np.ndarray):
+        fits = item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3)
+        if item.dtype != np.uint8 or not fits or item.size == 0:
+            raise DataError(
+                f"an image array must be uint8 of shape (H, W, 3) or (H, W), not {item.dtype} of "
+                f"shape {item.shape}"
+            )
+        return Image.fromarray(item).convert("RGB")
+    raise DataError(f"an image is a path, a PIL image or a uint8 array, not {type(item).__name__}")

@@ -1,0 +1,267 @@
+"""Algorithm 1: train student and autoencoder on normal images, then find the map quantiles.
+
+Notebook 03 builds the student's losses, notebook 04 the autoencoder's, notebook 05 the quantiles.
+The lines cited here are those of Algorithm 1 in the supplement.
+"""
+
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from effad_core.datasets import PretrainingImages, ResizedImages, Scenario, open_pretraining
+from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
+from effad_core.detector import EfficientAD
+from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
+from effad_core.precision import autocast, resolve_precision
+from effad_core.runs import Run
+from effad_core.statistics import channel_statistics
+
+
+DETECTOR = "detector.safetensors"
+TERMS = ("L_hard", "penalty", "L_AE", "L_STAE")
+PRESETS = ("smoke", "quick", "laptop", "paper")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and in which format to train. The defaults are Algorithm 1.
+
+    Attributes:
+        iterations: optimiser steps of student and autoencoder together (line 12).
+        autoencoder_iterations: steps of the autoencoder alone before them, each on
+            `autoencoder_batch` augmented images; none in the paper.
+        learning_rate: Adam's (line 11).
+        cosine: decay the learning rate along half a cosine instead of the single step of lines
+            43-45.
+        hard_quantile: of the hard feature loss (line 19); 0 is the plain mean.
+        penalty: whether the pretraining penalty is part of the loss (line 22).
+        precision: "float32", "bfloat16" or "auto" (bfloat16 where it is fast).
+    """
+
+    iterations: int = 70_000
+    autoencoder_iterations: int = 0
+    autoencoder_batch: int = 8
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-5
+    cosine: bool = False
+    hard_quantile: float = 0.999
+    penalty: bool = True
+    precision: str = "float32"
+
+    @classmethod
+    def paper(cls, **changes) -> "Schedule":
+        """Algorithm 1 to the letter; for a GPU."""
+        return replace(cls(), **changes)
+
+    @classmethod
+    def laptop(cls, **changes) -> "Schedule":
+        """A real result in at most 15 minutes on two CPU cores."""
+        base = cls(
+            iterations=1_400,
+            autoencoder_iterations=300,
+            learning_rate=1e-3,
+            cosine=True,
+            precision="auto",
+        )
+        return replace(base, **changes)
+
+    @classmethod
+    def quick(cls, **changes) -> "Schedule":
+        """A first look, in about two minutes on two CPU cores."""
+        return cls.laptop(**{"iterations": 250, "autoencoder_iterations": 100} | changes)
+
+    @classmethod
+    def smoke(cls, **changes) -> "Schedule":
+        """A handful of steps: shows that everything runs, detects nothing."""
+        return cls.laptop(**{"iterations": 4, "autoencoder_iterations": 2} | changes)
+
+    @classmethod
+    def named(cls, name: str, **changes) -> "Schedule":
+        """The preset of that name: smoke, quick, laptop or paper.
+
+        Raises:
+            ValueError: for another name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"the profile must be one of {', '.join(PRESETS)}, not {name!r}")
+        return getattr(cls, name)(**changes)
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0 over both phases."""
+        iteration = step - self.autoencoder_iterations
+        if not self.cosine:  # Algorithm 1, lines 43-45: a tenth after 95 % of the iterations
+            return self.learning_rate * (0.1 if iteration >= 0.95 * self.iterations else 1.0)
+        phase, length = (
+            (step, self.autoencoder_iterations) if iteration < 0 else (iteration, self.iterations)
+        )
+        rise = min(1.0, (phase + 1) / 50)
+        return (
+            self.learning_rate
+            * rise
+            * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * phase / length)))
+        )
+
+
+def train(
+    detector: EfficientAD,
+    scenario: Scenario,
+    schedule: Schedule,
+    pretraining: PretrainingImages | None = None,
+    run_dir: str | os.PathLike | None = None,
+    seed: int = 0,
+    log_every: int = 20,
+) -> dict[str, float]:
+    """Train a detector on a scenario's normal images (Algorithm 1). In place.
+
+    Args:
+        detector: with a distilled teacher; its student and autoencoder are initialised anew.
+        scenario: only its training and validation images are used, never its test images.
+        schedule: see `Schedule`.
+        pretraining: the images P of the penalty; None takes `open_pretraining()`.
+        run_dir: folder for config.json, log.csv, a checkpoint that a second call resumes from, and
+            detector.safetensors; None writes nothing.
+        seed: initialisation and every random choice derive from it and the iteration.
+        log_every: iterations between rows of the log.
+
+    Returns:
+        The last row of the log: iteration, the loss terms and the learning rate.
+
+    Raises:
+        DataError: for images that cannot be read.
+        RunError: if run_dir holds a run with other settings.
+        ValueError: if the images are constant, or the loss is no longer finite.
+    """
+    pretraining = open_pretraining() if pretraining is None else pretraining
+    device = detector.device
+    precision = resolve_precision(schedule.precision, device)
+    training_images = ResizedImages(scenario.train, detector.image_size)
+    validation_images = ResizedImages(scenario.validation, detector.image_size)
+    torch.manual_seed(seed)
+    detector.initialise_student()
+    detector.to(device, memory_format=torch.channels_last)
+    detector.card["training"] = config = {
+        "algorithm": 1,
+        "teacher": detector.card["teacher"],
+        "size": detector.size,
+        "padding": detector.padding,
+        "image_size": detector.image_size,
+        "scenario": scenario.name,
+        "train_images": len(training_images),
+        "validation_images": len(validation_images),
+        "pretraining": pretraining.describe() if schedule.penalty else "none: no penalty",
+        "seed": seed,
+        "schedule": asdict(schedule) | {"precision": precision},
+    }
+    student, autoencoder = detector.student, detector.autoencoder
+
+    optimizer = torch.optim.Adam(  # Algorithm 1, line 11
+        [*student.parameters(), *autoencoder.parameters()],
+        lr=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+    )
+    run = Run(run_dir, config, {"student": student, "autoencoder": autoencoder}, optimizer)
+    done, row = run.resume()
+    total_steps = schedule.autoencoder_iterations + schedule.iterations
+    if done == total_steps and run.folder is not None and (run.folder / DETECTOR).exists():
+        finished = EfficientAD.load(run.folder / DETECTOR)
+        detector.load_state_dict(finished.state_dict())
+        detector.card = finished.card
+        return row
+
+    # Algorithm 1, lines 3-10: mu and sigma of the teacher over the training images
+    with torch.no_grad(), autocast(precision, device):
+        mu, sigma = channel_statistics(
+            detector.teacher(normalise(images.to(device))).float()
+            for images in training_images.batches(8)
+        )
+    detector.mu.copy_(mu[:, None, None])
+    detector.sigma.copy_(sigma[:, None, None])
+
+    def draw(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """A random training image (line 13) and its augmented copy (lines 23-31), uint8."""
+        image = training_images[int(rng.integers(len(training_images)))]
+        return to_tensor(image), to_tensor(augment(image, *draw_augmentation(rng)))
+
+    def autoencoder_losses(rng: np.random.Generator) -> dict[str, Tensor]:
+        """L_AE on a batch of augmented images: the autoencoder's steps before Algorithm 1."""
+        pairs = [draw(rng) for _ in range(schedule.autoencoder_batch)]
+        images = normalise(torch.stack([augmented for _, augmented in pairs]).to(device))
+        with autocast(precision, device):
+            with torch.no_grad():
+                teacher = detector.normalised_teacher(images)
+            return {"L_AE": mean_squared_difference(autoencoder(images).float(), teacher.float())}
+
+    def losses(rng: np.random.Generator) -> dict[str, Tensor]:
+        """The terms of L_total for one iteration (lines 13-40)."""
+        image, augmented = draw(rng)
+        images = [augmented, image]
+        if schedule.penalty:  # Algorithm 1, line 21
+            images.append(pretraining.whole_images(rng, 1, detector.image_size)[0])
+        images = normalise(torch.stack(images).to(device))  # (3, 3, H, W)
+        half = detector.out_channels
+        with autocast(precision, device):
+            with torch.no_grad():  # Algorithm 1, lines 14-15 and 33-34
+                y_aug, y = detector.normalised_teacher(images[:2]).float()
+            # Algorithm 1, lines 16, 22 and 35: three passes of the student in one batch, and of its
+            # last layer only the channels that a loss reads (lines 17 and 36)
+            trunk = student.trunk(images)
+            y_st = student.head(trunk[1:], slice(0, half)).float()
+            y_stae = student.head(trunk[:1], slice(half, None)).float()
+            y_ae = autoencoder(images[:1]).float()  # Algorithm 1, line 32
+        d_st = (y - y_st[:1]).square()  # Algorithm 1, line 18
+        terms = {"L_hard": hard_feature_loss(d_st, schedule.hard_quantile)}  # lines 19-20
+        if schedule.penalty:
+            terms["penalty"] = pretraining_penalty(y_st[1:])  # Algorithm 1, line 22
+        terms["L_AE"] = mean_squared_difference(y_ae, y_aug[None])  # Algorithm 1, lines 37, 39
+        terms["L_STAE"] = mean_squared_difference(y_stae, y_ae)  # Algorithm 1, lines 38, 40
+        return terms
+
+    progress = tqdm(range(done, total_steps), initial=done, total=total_steps, desc="training")
+    window = []
+    detector.train()
+    for step in progress:  # Algorithm 1, line 12
+        rng = np.random.default_rng((seed, step))
+        torch.manual_seed(int(rng.integers(2**63)))  # dropout
+        iteration = step - schedule.autoencoder_iterations
+        terms = autoencoder_losses(rng) if iteration < 0 else losses(rng)
+        total = sum(terms.values())  # Algorithm 1, line 41
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.learning_rate_at(step)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()  # Algorithm 1, line 42
+        window.append({name: value.item() for name, value in terms.items()} | {"L": total.item()})
+        last = step + 1 == total_steps
+        if last or (step + 1) % log_every == 0 or iteration == -1:
+            row = _log_row(step + 1, optimizer.param_groups[0]["lr"], window)
+            if not np.isfinite(row["L"]):
+                raise ValueError(
+                    f"the loss is {row['L']} after {step + 1} steps; lower the learning rate, or "
+                    'train with precision="float32"'
+                )
+            progress.set_postfix({name: f"{row[name]:.3g}" for name in TERMS})
+            run.log(row)
+            window = []
+        run.after(step + 1, last)
+    detector.eval()
+
+    # Algorithm 1, lines 47-60
+    detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
+    if run.folder is not None:
+        detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
+    return row
+
+
+def _log_row(step: int, learning_rate: float, window: list[dict]) -> dict[str, float]:
+    """Means of the terms since the last row; NaN for a term that no step had."""
+    means = {
+        name: float(np.mean([terms[name] for terms in window if name in terms] or [np.nan]))
+        for name in (*TERMS, "L")
+    }
+    return {"step": step, **means, "learning_rate": learning_rate}

@@ -1,0 +1,59 @@
+"""Bring notebooks into the state in which they are committed.
+
+    python notebooks/tidy.py [--run] [notebook ...]
+
+Outputs of cells tagged `nbval-check-output` stay, everything else that an execution leaves behind
+goes. With --run the notebooks are executed first, with their own defaults.
+"""
+
+import argparse
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parent
+KEPT_METADATA = ("tags", "jupyter")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", action="store_true", help="execute before tidying")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="(default: all of the course)")
+    arguments = parser.parse_args()
+    for path in arguments.notebooks or sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        if arguments.run:
+            print(path.name, flush=True)
+            NotebookClient(
+                notebook,
+                kernel_name="python3",
+                resources={"metadata": {"path": str(path.parent)}},
+                extra_arguments=["--log-level=CRITICAL"],
+            ).execute()
+        tidy(notebook)
+        nbformat.write(notebook, path)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> None:
+    """Strip in place."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        kept = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
+        cell.metadata = nbformat.from_dict(kept)
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            checked = "nbval-check-output" in cell.metadata.get("tags", ())
+            cell.outputs = cell.outputs if checked else []
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The Makefile on a stand-in for Python that writes down its calls: nothing is installed here."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# What `make test` itself puts into the environment of these tests.
+OUTER = re.compile("MAKE|MFLAGS|(PROFILE|SCENARIO|DATA|TORCH_INDEX|PYTHON)$")
+# Logs its arguments one per line; as `-m venv` it makes a copy of itself; fails where FAIL says so.
+PYTHON = """#!/bin/sh
+printf '%s\\n' "<$#>" "$@" >> "$CALLS"
+case "$*" in *"${FAIL:-nothing}"*) exit 1;; esac
+if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; fi
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    folder = tmp_path / "a clone"
+    folder.mkdir()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    calls = tmp_path / "calls"
+
+    def run(*arguments, **environment):
+        calls.write_text("")
+        outer = {name: value for name, value in os.environ.items() if not OUTER.match(name)}
+        done = subprocess.run(
+            ["make", f"PYTHON={tmp_path / 'python'}", *arguments],
+            cwd=folder,
+            env=outer | {"CALLS": str(calls)} | environment,
+            capture_output=True,
+            text=True,
+        )
+        groups = re.split(r"^<\d+>\n", calls.read_text(), flags=re.M)[1:]
+        return done, [group.splitlines() for group in groups]
+
+    run.folder = folder
+    return run
+
+
+def test_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.M)
+    shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = re.findall(r"^  make (\w+) +\S", shown, re.M)
+    assert sorted(listed) == sorted(set(phony.split()) - {"python"})
+    assert {"tutorial", "test", "lab", "help"} <= set(listed)
+
+
+def test_the_second_call_installs_nothing(make):
+    first, calls = make("tutorial")
+    assert first.returncode == 0, first.stderr
+    installs = [call for call in calls if "install" in call]
+    assert [call[-1] for call in installs] == ["setuptools", ".[test]"]
+    assert all("--constraint" in call for call in installs)
+    _, calls = make("tutorial")
+    assert calls == [["notebooks/run.py", "--profile", "quick"]]
+
+
+def test_new_pins_are_installed(make):
+    make("tutorial")
+    stamp = make.folder / ".venv" / ".installed"
+    os.utime(make.folder / "constraints.txt", (stamp.stat().st_mtime + 10,) * 2)
+    _, calls = make("tutorial")
+    assert any("install" in call for call in calls)
+
+
+def test_an_installation_that_breaks_off_is_taken_up_again(make):
+    broken, _ = make("tutorial", FAIL="--editable")
+    assert broken.returncode != 0
+    assert not (make.folder / ".venv" / ".installed").exists()
+    done, calls = make("tutorial")
+    assert done.returncode == 0
+    assert any("--editable" in call for call in calls)
+    assert (make.folder / ".venv" / ".installed").exists()
+
+
+def test_variables_reach_the_runner_unharmed(make):
+    data = "/data/my 'best' \"images\""
+    _, calls = make("tutorial", "PROFILE=laptop", "SCENARIO=solar-poly", f"DATA={data}")
+    expected = ["--profile", "laptop", "--scenario", "solar-poly", "--data", data]
+    assert calls[-1] == ["notebooks/run.py", *expected]
+
+
+def test_another_index_serves_torch_alone(make):
+    _, calls = make("tutorial", "TORCH_INDEX=https://wheels.example/cpu")
+    indexed = [call for call in calls if "--index-url" in call]
+    assert len(indexed) == 1
+    assert indexed[0][-3:] == ["https://wheels.example/cpu", "torch", "torchvision"]
+    assert "--constraint" in indexed[0]
+
+
+@pytest.mark.parametrize(
+    ("fail", "sentence"),
+    [("version_info", "needs Python 3.11 or newer"), ("ensurepip", "python3-venv")],
+)
+def test_a_python_that_cannot_do_it_is_a_sentence(make, fail, sentence):
+    done, calls = make("tutorial", FAIL=fail)
+    assert done.returncode != 0
+    assert sentence in done.stderr
+    assert not any("venv" in call for call in calls)
+
+
+def test_a_python_that_does_not_exist_is_a_sentence(make):
+    done, _ = make("tutorial", "PYTHON=python3.99")
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer as 'python3.99'" in done.stderr
