@@ -1,30 +1,37 @@
 """EfficientAD step by step: the networks, algorithms and metrics of the paper, and its data."""
 
-from effad_core.backbones import open_extractor
-from effad_core.datasets import DataError, Sample, Scenario, open_pretraining, open_scenario
-from effad_core.detector import EfficientAD, Prediction
-from effad_core.distillation import DistillationSchedule, distill
-from effad_core.evaluation import Evaluation, evaluate
-from effad_core.networks import Autoencoder, PatchDescriptionNetwork
-from effad_core.runs import RunError
-from effad_core.training import Schedule, train
+from importlib import import_module
 
-__all__ = [
-    "Autoencoder",
-    "DataError",
-    "DistillationSchedule",
-    "EfficientAD",
-    "Evaluation",
-    "PatchDescriptionNetwork",
-    "Prediction",
-    "RunError",
-    "Sample",
-    "Scenario",
-    "Schedule",
-    "distill",
-    "evaluate",
-    "open_extractor",
-    "open_pretraining",
-    "open_scenario",
-    "train",
-]
+# Each public name and its module. A module is imported when a name of it is first used, so that
+# `python -m effad_core.distillation` runs that module once, and importing the package is quick.
+_HOMES = {
+    "Autoencoder": "networks",
+    "DataError": "datasets",
+    "DistillationSchedule": "distillation",
+    "EfficientAD": "detector",
+    "Evaluation": "evaluation",
+    "PatchDescriptionNetwork": "networks",
+    "Prediction": "detector",
+    "RunError": "runs",
+    "Sample": "datasets",
+    "Scenario": "datasets",
+    "Schedule": "training",
+    "distill": "distillation",
+    "evaluate": "evaluation",
+    "open_extractor": "backbones",
+    "open_pretraining": "datasets",
+    "open_scenario": "datasets",
+    "train": "training",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"effad_core has no public name {name!r}")
+    return getattr(import_module(f"effad_core.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

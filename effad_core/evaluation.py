@@ -1,4 +1,4 @@
-"""A detector over images it was not trained on: scores of the combined map and of each map alone."""
+"""A detector over images it never saw: scores of the combined map and of each map alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -10,11 +10,12 @@ from torch import Tensor
 
 
 def hard_feature_loss(distances: Tensor, quantile: float = 0.999) -> Tensor:
-    """Mean of the largest squared differences between teacher and student (Algorithm 1, 19-20).
+    """Mean of the largest squared student-teacher differences (Algorithm 1, lines 19-20).
 
     Exact for every size: the linearly interpolated quantile d_hard lies above exactly the
     `n - ceil(quantile * (n - 1))` largest of n elements, and elements equal to the smallest of
     them belong to the hard ones too. So no interpolation, no sampling and no size limit is needed.
+    A NaN among the distances makes the loss NaN.
 
     Args:
         distances: D^ST, squared differences, shape (N, C, H, W), unitless.
@@ -31,11 +32,12 @@ def hard_feature_loss(distances: Tensor, quantile: float = 0.999) -> Tensor:
     if distances.numel() == 0:
         raise ValueError(f"no distances to average: shape {tuple(distances.shape)}")
     flat = distances.flatten(start_dim=1)  # (N, C*H*W)
-    count = flat.shape[1] - math.ceil(quantile * (flat.shape[1] - 1))
+    rank = round(quantile * (flat.shape[1] - 1), 6)  # of d_hard; 0.07 * 100 is 7.000000000000001
+    count = flat.shape[1] - math.ceil(rank)
     # Algorithm 1, line 19: d_hard, as the smallest element that is not below it
     d_hard = flat.detach().topk(count, sorted=True).values[:, -1:]  # (N, 1)
     # Algorithm 1, line 20: the mean of all elements at or above it
-    hard = flat >= d_hard
+    hard = ~(flat < d_hard)  # a NaN is not below it, and stays
     per_image = torch.where(hard, flat, 0).sum(dim=1) / hard.sum(dim=1)
     return per_image.mean()
 

@@ -20,7 +20,7 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
         ValueError: if the shapes differ, only one class is present, or a score is not finite.
     """
     labels, scores = _checked(labels, scores)
-    values, ranks, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _, ranks, counts = np.unique(scores, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts - 1) / 2  # mean rank, from 1, of each distinct score
     positives = int(labels.sum())
     negatives = len(labels) - positives

@@ -1,4 +1,4 @@
-"""Which number format a computation runs in: float32, the reference, or bfloat16 where it is fast."""
+"""The number format of a computation: float32, the reference, or bfloat16 where it is fast."""
 
 import torch
 
@@ -17,9 +17,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
-        if torch.cpu.get_capabilities().get("avx512_bf16", False):
-            return "bfloat16"
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if device.type == "cpu" and capabilities.get("avx512_bf16", False):
+        return "bfloat16"
     return "float32"
 
 

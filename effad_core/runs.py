@@ -22,7 +22,7 @@ class RunError(ValueError):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping) -> None:
-    """Write a safetensors file with a JSON header, atomically (the old file stays until the end)."""
+    """Write a safetensors file with a JSON header, atomically (the old one stays until the end)."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     _replace(path, lambda part: save_file(contiguous, part, metadata={"effad": json.dumps(header)}))
 
@@ -117,6 +117,8 @@ class Run:
             (self.folder / self.LOG).unlink(missing_ok=True)
             return 0, {}
         tensors, header = read_tensors(path, "checkpoint")
+        if not header.keys() >= {"config", "iteration"}:
+            raise RunError(f"{path} has a damaged header; delete {self.folder} and train again")
         for key in sorted(self.config.keys() | header["config"].keys()):
             old, new = header["config"].get(key), self.config.get(key)
             if old != new:
@@ -168,11 +170,12 @@ class Run:
         self._rows = []
 
     def _truncate_log(self, iteration: int) -> dict[str, float]:
-        """Drop rows that a killed run wrote after its last checkpoint; returns the last one kept."""
+        """Drop rows written after the last checkpoint; returns the last row kept."""
         path = self.folder / self.LOG
-        if not path.exists():
+        text = path.read_text() if path.exists() else ""
+        if not text:  # no row was due before the checkpoint
             return {}
-        header, *lines = path.read_text().splitlines()
+        header, *lines = text.splitlines()
         names = header.split(",")
         rows = [line.split(",") for line in lines]
         rows = [row for row in rows if len(row) == len(names) and int(row[0]) <= iteration]

@@ -14,7 +14,8 @@ from torch import Tensor
 def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every channel over a stream of feature maps.
 
-    Algorithm 1, lines 3-10 (mu, sigma of the teacher) and Algorithm 3, lines 2-12 (of Psi).
+    Algorithm 1, lines 3-10 (mu, sigma of the teacher) and Algorithm 3, lines 2-12 (of Psi): all
+    channels at once, and without holding the sequence X.
     Chan's parallel update in float64, so a mean far larger than the deviation costs no precision.
     The deviation is the population's (divided by n).
 
@@ -28,8 +29,10 @@ def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         ValueError: for an empty stream, NaN or infinite features, or a channel that never varies
             (it would be divided by zero); the sentence names the channels.
     """
+    # Algorithm 1, line 4; Algorithm 3, line 3: instead of an empty sequence X, three running sums
     count, mean, squares = 0, torch.zeros(()), torch.zeros(())
     for maps in features:
+        # Algorithm 1, lines 3 and 7; Algorithm 3, lines 2 and 9: take in the maps of all channels
         values = maps.detach().transpose(0, 1).flatten(start_dim=1).double()  # (C, N*H*W)
         n = values.shape[1]
         chunk_mean = values.mean(dim=1)
@@ -45,8 +48,9 @@ def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         raise ValueError("no features to take statistics of: the stream was empty")
     if not (torch.isfinite(mean).all() and torch.isfinite(squares).all()):
         raise ValueError("the features contain NaN or infinite values; check the network's weights")
-    sigma = (squares / count).sqrt()
-    dead = torch.nonzero(sigma <= 1e-6 * mean.abs().clamp(min=1e-6)).flatten().tolist()
+    sigma = (squares / count).sqrt()  # Algorithm 1, line 9; Algorithm 3, line 11
+    # float32 values that only flicker in their last bit deviate by at most 6e-8 of their mean
+    dead = torch.nonzero(sigma <= 1e-7 * mean.abs().clamp(min=1e-5)).flatten().tolist()
     if dead:
         shown = ", ".join(map(str, dead[:8])) + (", ..." if len(dead) > 8 else "")
         raise ValueError(
@@ -89,7 +93,8 @@ class StreamQuantiles:
         keep = self.total - self._first
         merged = np.concatenate([self._largest, values])
         if merged.size > keep:
-            merged = np.partition(merged, merged.size - keep)[-keep:]
+            merged.partition(merged.size - keep)
+            merged = merged[-keep:].copy()  # a view would keep the others alive
         self._largest = merged
 
     def result(self) -> list[float]:

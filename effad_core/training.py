@@ -7,7 +7,6 @@ The lines cited here are those of Algorithm 1 in the supplement.
 import math
 import os
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ from effad_core.precision import autocast, resolve_precision
 from effad_core.runs import Run
 from effad_core.statistics import channel_statistics
 
-
 DETECTOR = "detector.safetensors"
 TERMS = ("L_hard", "penalty", "L_AE", "L_STAE")
 PRESETS = ("smoke", "quick", "laptop", "paper")
@@ -35,7 +33,9 @@ class Schedule:
     Attributes:
         iterations: optimiser steps of student and autoencoder together (line 12).
         autoencoder_iterations: steps of the autoencoder alone before them, each on
-            `autoencoder_batch` augmented images; none in the paper.
+            `autoencoder_batch` augmented images; none in the paper. A short schedule starves the
+            autoencoder: it draws the commonest kind of image first, and its map is then wrong all
+            over a rarer kind that is just as normal.
         learning_rate: Adam's (line 11).
         cosine: decay the learning rate along half a cosine instead of the single step of lines
             43-45.
@@ -46,7 +46,7 @@ class Schedule:
 
     iterations: int = 70_000
     autoencoder_iterations: int = 0
-    autoencoder_batch: int = 8
+    autoencoder_batch: int = 4
     learning_rate: float = 1e-4
     weight_decay: float = 1e-5
     cosine: bool = False
@@ -63,8 +63,8 @@ class Schedule:
     def laptop(cls, **changes) -> "Schedule":
         """A real result in at most 15 minutes on two CPU cores."""
         base = cls(
-            iterations=1_400,
-            autoencoder_iterations=300,
+            iterations=1_000,
+            autoencoder_iterations=1_200,
             learning_rate=1e-3,
             cosine=True,
             precision="auto",
@@ -74,7 +74,7 @@ class Schedule:
     @classmethod
     def quick(cls, **changes) -> "Schedule":
         """A first look, in about two minutes on two CPU cores."""
-        return cls.laptop(**{"iterations": 250, "autoencoder_iterations": 100} | changes)
+        return cls.laptop(**{"iterations": 250, "autoencoder_iterations": 300} | changes)
 
     @classmethod
     def smoke(cls, **changes) -> "Schedule":
@@ -92,20 +92,25 @@ class Schedule:
             raise ValueError(f"the profile must be one of {', '.join(PRESETS)}, not {name!r}")
         return getattr(cls, name)(**changes)
 
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0 over both phases."""
+    def learning_rates_at(self, step: int) -> tuple[float, float]:
+        """Learning rates of student and autoencoder at a step, counted from 0 over both phases.
+
+        With steps of its own before the others, the autoencoder then goes on at a tenth of the
+        student's rate: at the full rate, the noise of one image a step undoes what it has learnt.
+        """
         iteration = step - self.autoencoder_iterations
         if not self.cosine:  # Algorithm 1, lines 43-45: a tenth after 95 % of the iterations
-            return self.learning_rate * (0.1 if iteration >= 0.95 * self.iterations else 1.0)
-        phase, length = (
-            (step, self.autoencoder_iterations) if iteration < 0 else (iteration, self.iterations)
-        )
-        rise = min(1.0, (phase + 1) / 50)
-        return (
-            self.learning_rate
-            * rise
-            * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * phase / length)))
-        )
+            rate = self.learning_rate * (0.1 if iteration > 0.95 * self.iterations else 1.0)
+            return rate, rate
+        if iteration < 0:
+            return 0.0, self._cosine(step, self.autoencoder_iterations, lowest=0.1)
+        rate = self._cosine(iteration, self.iterations, lowest=0.01)
+        return rate, 0.1 * rate if self.autoencoder_iterations else rate
+
+    def _cosine(self, step: int, length: int, lowest: float) -> float:
+        """A rise over 50 steps, then half a cosine down to `lowest` of the learning rate."""
+        fall = 0.5 * (1 + math.cos(math.pi * step / length))
+        return self.learning_rate * min(1.0, (step + 1) / 50) * (lowest + (1 - lowest) * fall)
 
 
 def train(
@@ -161,7 +166,7 @@ def train(
     student, autoencoder = detector.student, detector.autoencoder
 
     optimizer = torch.optim.Adam(  # Algorithm 1, line 11
-        [*student.parameters(), *autoencoder.parameters()],
+        [{"params": list(network.parameters())} for network in (student, autoencoder)],
         lr=schedule.learning_rate,
         weight_decay=schedule.weight_decay,
     )
@@ -198,29 +203,9 @@ def train(
             return {"L_AE": mean_squared_difference(autoencoder(images).float(), teacher.float())}
 
     def losses(rng: np.random.Generator) -> dict[str, Tensor]:
-        """The terms of L_total for one iteration (lines 13-40)."""
         image, augmented = draw(rng)
-        images = [augmented, image]
-        if schedule.penalty:  # Algorithm 1, line 21
-            images.append(pretraining.whole_images(rng, 1, detector.image_size)[0])
-        images = normalise(torch.stack(images).to(device))  # (3, 3, H, W)
-        half = detector.out_channels
-        with autocast(precision, device):
-            with torch.no_grad():  # Algorithm 1, lines 14-15 and 33-34
-                y_aug, y = detector.normalised_teacher(images[:2]).float()
-            # Algorithm 1, lines 16, 22 and 35: three passes of the student in one batch, and of its
-            # last layer only the channels that a loss reads (lines 17 and 36)
-            trunk = student.trunk(images)
-            y_st = student.head(trunk[1:], slice(0, half)).float()
-            y_stae = student.head(trunk[:1], slice(half, None)).float()
-            y_ae = autoencoder(images[:1]).float()  # Algorithm 1, line 32
-        d_st = (y - y_st[:1]).square()  # Algorithm 1, line 18
-        terms = {"L_hard": hard_feature_loss(d_st, schedule.hard_quantile)}  # lines 19-20
-        if schedule.penalty:
-            terms["penalty"] = pretraining_penalty(y_st[1:])  # Algorithm 1, line 22
-        terms["L_AE"] = mean_squared_difference(y_ae, y_aug[None])  # Algorithm 1, lines 37, 39
-        terms["L_STAE"] = mean_squared_difference(y_stae, y_ae)  # Algorithm 1, lines 38, 40
-        return terms
+        p = pretraining.whole_images(rng, 1, detector.image_size)[0] if schedule.penalty else None
+        return loss_terms(detector, schedule, image, augmented, p)
 
     progress = tqdm(range(done, total_steps), initial=done, total=total_steps, desc="training")
     window = []
@@ -231,20 +216,21 @@ def train(
         iteration = step - schedule.autoencoder_iterations
         terms = autoencoder_losses(rng) if iteration < 0 else losses(rng)
         total = sum(terms.values())  # Algorithm 1, line 41
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate_at(step)
+        if not torch.isfinite(total):  # before the step: no checkpoint holds NaN weights
+            raise ValueError(
+                f"the loss is {total.item()} at step {step + 1}; lower the learning rate, or train "
+                'with precision="float32"'
+            )
+        rates = schedule.learning_rates_at(step)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
         optimizer.zero_grad()
         total.backward()
         optimizer.step()  # Algorithm 1, line 42
         window.append({name: value.item() for name, value in terms.items()} | {"L": total.item()})
         last = step + 1 == total_steps
         if last or (step + 1) % log_every == 0 or iteration == -1:
-            row = _log_row(step + 1, optimizer.param_groups[0]["lr"], window)
-            if not np.isfinite(row["L"]):
-                raise ValueError(
-                    f"the loss is {row['L']} after {step + 1} steps; lower the learning rate, or "
-                    'train with precision="float32"'
-                )
+            row = _log_row(step + 1, rates[0], window)
             progress.set_postfix({name: f"{row[name]:.3g}" for name in TERMS})
             run.log(row)
             window = []
@@ -256,6 +242,48 @@ def train(
     if run.folder is not None:
         detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
     return row
+
+
+def loss_terms(
+    detector: EfficientAD,
+    schedule: Schedule,
+    image: Tensor,
+    augmented: Tensor,
+    pretraining_image: Tensor | None,
+) -> dict[str, Tensor]:
+    """The terms of L_total for one iteration (lines 14-40), by name: see `TERMS`.
+
+    The student's passes over the three images are one batch, and of its last layer only the half
+    that a loss reads is computed.
+
+    Args:
+        detector: with mu and sigma.
+        schedule: for its hard_quantile and precision.
+        image: I_train, uint8, shape (3, H, W).
+        augmented: I_aug, the same image augmented.
+        pretraining_image: P of the same shape, or None to leave the penalty out.
+
+    Returns:
+        Scalars with gradients; L_total is their sum (line 41).
+    """
+    device, half = detector.device, detector.out_channels
+    images = [augmented, image] + ([] if pretraining_image is None else [pretraining_image])
+    images = normalise(torch.stack(images).to(device))  # (3, 3, H, W)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with autocast(resolve_precision(schedule.precision, device), device):
+        with torch.no_grad():  # Algorithm 1, lines 14-15 and 33-34
+            teacher = detector.normalised_teacher(images[:2]).float()
+        trunk = detector.student.trunk(images)  # Algorithm 1, lines 16, 22 and 35
+        y_st = detector.student.head(trunk[1:], slice(0, half)).float()  # Algorithm 1, line 17
+        y_stae = detector.student.head(trunk[:1], slice(half, None)).float()  # line 36
+        y_ae = detector.autoencoder(images[:1]).float()  # Algorithm 1, line 32
+    d_st = (teacher[1:] - y_st[:1]).square()  # Algorithm 1, line 18
+    terms = {"L_hard": hard_feature_loss(d_st, schedule.hard_quantile)}  # lines 19-20
+    if pretraining_image is not None:
+        terms["penalty"] = pretraining_penalty(y_st[1:])  # Algorithm 1, line 22
+    terms["L_AE"] = mean_squared_difference(y_ae, teacher[:1])  # Algorithm 1, lines 37, 39
+    terms["L_STAE"] = mean_squared_difference(y_stae, y_ae)  # Algorithm 1, lines 38, 40
+    return terms
 
 
 def _log_row(step: int, learning_rate: float, window: list[dict]) -> dict[str, float]:

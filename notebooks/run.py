@@ -140,6 +140,8 @@ def execute(notebook: Path, executed: Path, parameters: Parameters) -> float:
         failed(notebook, executed, f"{error.ename}: {error.evalue}")
     except DeadKernelError:
         failed(notebook, executed, "The kernel died; the usual reason is too little memory.")
+    except RuntimeError as error:
+        sys.exit(f"failed\n\n{notebook.stem}: the kernel did not start: {error}.")
     seconds = time.monotonic() - start
     print(f"{seconds:.0f} s", flush=True)
     return seconds

@@ -43,16 +43,20 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
             "language_info": {"name": "python"},
         }
     )
+    number = 0
     for cell in notebook.cells:
         kept = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
         cell.metadata = nbformat.from_dict(kept)
-        if cell.cell_type == "code":
-            cell.execution_count = None
-            checked = "nbval-check-output" in cell.metadata.get("tags", ())
-            cell.outputs = cell.outputs if checked else []
-            for output in cell.outputs:
-                if "execution_count" in output:
-                    output.execution_count = None
+        if cell.cell_type != "code":
+            continue
+        number += 1
+        checked = "nbval-check-output" in cell.metadata.get("tags", ())
+        # nbval compares no cell that has no execution count.
+        cell.execution_count = number if checked else None
+        cell.outputs = cell.outputs if checked else []
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = number
 
 
 if __name__ == "__main__":

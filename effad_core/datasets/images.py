@@ -34,9 +34,13 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         DataError: if the file is missing, empty, truncated, too large or not an image, or if its
             values have no fixed place in 0..255.
     """
-    image = _decode(path)
+    return to_rgb(_decode(path), path)
+
+
+def to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
+    """A decoded image of any mode as 8-bit RGB, by the rules of `read_image`; errors say `name`."""
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(np.asarray(image), path)).convert("RGB")
+        return Image.fromarray(_to_8_bit(np.asarray(image), name)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -135,13 +139,13 @@ def _decode(path: str | os.PathLike) -> Image.Image:
     )
 
 
-def _to_8_bit(values: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+def _to_8_bit(values: np.ndarray, name: object) -> np.ndarray:
     """Scale 16-bit integers or floats in 0..1, shape (H, W), to uint8 by a fixed factor."""
     is_float = values.dtype.kind == "f"
     highest = 1 if is_float else 65535
     if not (values.min() >= 0 and values.max() <= highest):  # a NaN fails both comparisons
         raise DataError(
-            f"{path} has {'floating-point' if is_float else 'integer'} values outside "
+            f"{name} has {'floating-point' if is_float else 'integer'} values outside "
             f"0..{highest} (or NaN): scale them to 0..{highest}, or save an 8-bit image."
         )
     return np.rint(values.astype(np.float64) * (255 / highest)).astype(np.uint8)

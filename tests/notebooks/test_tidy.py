@@ -30,10 +30,10 @@ def test_only_checked_outputs_stay(tmp_path, monkeypatch):
 
     after = tidied(path, monkeypatch)
 
-    assert after.cells[0].outputs == [{**result, "execution_count": None}]
+    assert after.cells[0].outputs == [{**result, "execution_count": 1}]
     assert after.cells[0].metadata == {"tags": ["nbval-check-output"], "jupyter": hidden}
     assert after.cells[1].outputs == []
-    assert [cell.execution_count for cell in after.cells] == [None, None]
+    assert [cell.execution_count for cell in after.cells] == [1, None]
     assert after.metadata.keys() == {"kernelspec", "language_info"}
     assert [cell.source for cell in after.cells] == ["33", "33"]
     once = path.read_bytes()

@@ -1,0 +1,285 @@
+"""Algorithm 2 against plain torch code, every accepted input, and the file on disk."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from effad_core import EfficientAD, RunError, detector
+from effad_core.datasets import DataError
+from effad_core.detector import place_cells
+from effad_core.distillation import save_teacher
+from effad_core.networks import Autoencoder, PatchDescriptionNetwork
+from effad_core.runs import write_tensors
+
+
+def by_hand(ad, path):
+    """Algorithm 2 line by line, with whole networks, numpy padding and no shared helper."""
+    image = Image.open(path).convert("RGB")
+    x = torch.from_numpy(np.array(image.resize((256, 256), Image.BILINEAR))).float() / 255
+    x = (x - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    x = x.permute(2, 0, 1)[None]
+    with torch.no_grad():
+        t, s, a = ad.teacher(x), ad.student(x), ad.autoencoder(x)
+    t = (t - ad.mu) / ad.sigma
+    c = t.shape[1]
+    raw = [((t - s[:, :c]) ** 2).mean(1), ((a - s[:, c:]) ** 2).mean(1)]
+    qa_st, qb_st, qa_ae, qb_ae = ad.quantiles.tolist()
+    maps = []
+    for m, qa, qb in zip(raw, (qa_st, qa_ae), (qb_st, qb_ae), strict=True):
+        if ad.padding:
+            m = F.interpolate(m[None], (256, 256), mode="bilinear")[0, 0].numpy()
+        else:
+            m = F.interpolate(m[None], (224, 224), mode="bilinear")[0, 0].numpy()
+            m = np.pad(m, 16, mode="edge")
+        maps.append(0.1 * (m - qa) / (qb - qa))
+    combined = 0.5 * maps[0] + 0.5 * maps[1]
+    own = torch.from_numpy(np.stack([combined, *maps]))[None]
+    own = F.interpolate(own, (image.height, image.width), mode="bilinear")[0].numpy()
+    return combined.max(), own
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_predict_is_algorithm_2(drawn, padding):
+    torch.manual_seed(3)
+    ad = EfficientAD(padding=padding)
+    ad.mu.normal_(0, 0.01)
+    ad.sigma.uniform_(0.02, 0.05)
+    ad.quantiles.copy_(torch.tensor([0.9, 1.3, 0.001, 0.002]))
+    prediction = ad.predict(drawn[0])
+    score, maps = by_hand(ad, drawn[0])
+    assert prediction.score == pytest.approx(score, rel=1e-4)
+    for found, expected in zip(
+        (prediction.map, prediction.st_map, prediction.ae_map), maps, strict=True
+    ):
+        assert found.shape == (264, 280) and found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(maps).max())
+
+
+def equal(a, b):
+    return a.score == b.score and all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in ("map", "st_map", "ae_map")
+    )
+
+
+def test_every_kind_of_image_gives_the_same_prediction(narrow, drawn):
+    ad = narrow()
+    expected = ad.predict(drawn[0])
+    pixels = np.array(Image.open(drawn[0]))
+    for image in (str(drawn[0]), Image.open(drawn[0]), pixels):
+        assert equal(ad.predict(image), expected)
+    (only,) = ad.predict([drawn[0]])
+    assert equal(only, expected)
+    assert ad.predict([]) == []
+
+
+def test_batches_and_sequences_keep_order_and_own_sizes(narrow, drawn):
+    ad = narrow()
+    pixels = np.array(Image.open(drawn[1]))
+    images = [drawn[0], pixels, pixels[:100, :40], Image.open(drawn[2]), pixels[..., 0]]
+    several = ad.predict(images, batch_size=2)
+    assert [p.map.shape for p in several] == [
+        (264, 280), (264, 280), (100, 40), (264, 280), (264, 280)
+    ]  # fmt: skip
+    for together, alone in zip(several, map(ad.predict, images), strict=True):
+        assert together.score == pytest.approx(alone.score, rel=1e-5)
+        np.testing.assert_allclose(together.map, alone.map, rtol=1e-4, atol=1e-4)
+    stacked = ad.predict(np.stack([pixels, 255 - pixels]))
+    assert isinstance(stacked, list) and len(stacked) == 2
+    assert stacked[0].score == pytest.approx(several[1].score, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16", "P"])
+def test_a_file_and_its_pil_image_agree_in_every_mode(narrow, drawn, tmp_path, mode):
+    ad = narrow()
+    gray = Image.open(drawn[0]).convert("L")
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+    elif mode == "RGBA":
+        image = Image.merge("RGBA", (gray, gray, gray, gray))
+    else:
+        image = gray.convert(mode)
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    image.save(path)
+    prediction = ad.predict(path)
+    assert prediction.map.shape == (264, 280)
+    assert equal(prediction, ad.predict(Image.open(path)))
+    if mode in ("L", "I;16", "P"):
+        assert equal(prediction, ad.predict(np.asarray(gray)))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), "not float32"),
+        (np.zeros((8, 8, 4), np.uint8), "shape .8, 8, 4."),
+        (np.zeros((0, 8, 3), np.uint8), "shape .0, 8, 3."),
+        (7, "not int"),
+        ("absent.png", "absent.png does not exist"),
+    ],
+)
+def test_what_is_no_image_is_refused(narrow, image, message):
+    with pytest.raises(DataError, match=message):
+        narrow().predict(image)
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (13, 40), (55, 55)])
+def test_an_unpadded_peak_lies_at_the_centre_of_its_patch(cell):
+    i, j = cell
+    cells = torch.zeros(1, 1, 56, 56)
+    cells[0, 0, i, j] = 1
+    m = place_cells(cells, (256, 256), padding=False)[0, 0]
+    peak = (m == m.max()).nonzero().double()
+    if cell == (13, 40):
+        assert (peak.mean(0) - torch.tensor([4 * i + 16.0, 4 * j + 16.0])).abs().max() <= 2
+    else:  # replicated into the corner of the image
+        corner = 0 if i == 0 else 255
+        assert m[corner, corner] == m.max() > 0.5
+
+
+@pytest.mark.parametrize("image_size", [(256, 256), (256, 320), (301, 258), (511, 259)])
+@pytest.mark.parametrize("padding", [False, True])
+def test_no_zeros_enter_a_map(image_size, padding):
+    cells = 1 + torch.rand(2, 1, *PatchDescriptionNetwork(padding=padding).output_size(image_size))
+    m = place_cells(cells, image_size, padding)
+    assert m.shape == (2, 1, *image_size)
+    assert cells.min() <= m.min() and m.max() <= cells.max()
+    if not padding:
+        inner = F.interpolate(cells, scale_factor=4, mode="bilinear")
+        h, w = inner.shape[-2:]
+        torch.testing.assert_close(m[..., 16 : 16 + h, 16 : 16 + w], inner)
+        assert torch.equal(m[..., :16, 20], m[..., 16:17, 20].expand(-1, -1, 16))
+        assert torch.equal(m[..., 40, 16 + w :], m[..., 40, 15 + w : 16 + w].expand_as(
+            m[..., 40, 16 + w :]))  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_non_square_image_size(narrow, drawn, tmp_path, padding):
+    ad = narrow(image_size=(256, 320), padding=padding)
+    prediction = ad.predict(drawn[0])
+    assert prediction.map.shape == (264, 280)
+    ad.save(tmp_path / "x.safetensors")
+    loaded = EfficientAD.load(tmp_path / "x.safetensors")
+    assert loaded.image_size == (256, 320) and loaded.padding == padding
+    assert equal(loaded.predict(drawn[0]), prediction)
+
+
+@pytest.mark.parametrize("image_size", [200, (256, 255)])
+def test_small_image_size(image_size):
+    with pytest.raises(ValueError, match="at least 256 pixels"):
+        EfficientAD(image_size=image_size)
+
+
+def test_bfloat16_is_near_float32(narrow, drawn):
+    ad = narrow()
+    exact, rough = ad.predict(drawn[0]), ad.predict(drawn[0], precision="bfloat16")
+    assert np.abs(rough.map - exact.map).max() < 0.05 * np.abs(exact.map).max()
+    assert not equal(exact, rough)
+    with pytest.raises(ValueError, match="float16"):
+        ad.predict(drawn[0], precision="float16")
+
+
+def test_damaged_numbers_are_refused(narrow, drawn):
+    ad = narrow()
+    ad.student[0].weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        ad.predict(drawn[0])
+    ad = narrow()
+    ad.quantiles[2:] = 0.3
+    with pytest.raises(ValueError, match="q_b must lie above q_a"):
+        ad.predict(drawn[0])
+    ad.quantiles.fill_(torch.nan)
+    with pytest.raises(ValueError, match="no quantiles yet"):
+        ad.predict(drawn[0])
+
+
+def test_find_quantiles_refuses_what_cannot_be_normalised(narrow):
+    ad = narrow()
+    images = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
+    with pytest.raises(ValueError, match="no elements"):
+        ad.find_quantiles([], 0, "float32")
+    for parameter in (*ad.student.parameters(), *ad.autoencoder.parameters()):
+        parameter.data.zero_()
+    with pytest.raises(ValueError, match="of the autoencoder map are equal"):
+        ad.find_quantiles([images], 1, "float32")
+    ad.autoencoder.head[0].weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        ad.find_quantiles([images], 1, "float32")
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_save_and_load_are_exact(drawn, tmp_path, size):
+    torch.manual_seed(1)
+    ad = EfficientAD(size, out_channels=4)
+    ad.quantiles.copy_(torch.tensor([0.1, 0.2, 0.1, 0.2]))
+    ad.card["note"] = "kept"
+    ad.to(memory_format=torch.channels_last)
+    ad.save(tmp_path / "x.safetensors")
+    loaded = EfficientAD.load(tmp_path / "x.safetensors")
+    assert loaded.card == ad.card and loaded.size == size and not loaded.training
+    assert loaded.state_dict().keys() == ad.state_dict().keys()
+    for name, value in ad.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_predictions_survive_the_disk_bit_for_bit(narrow, drawn, tmp_path):
+    ad = narrow()
+    ad.save(tmp_path / "x.safetensors")
+    assert equal(EfficientAD.load(tmp_path / "x.safetensors").predict(drawn[0]),
+                 ad.predict(drawn[0]))  # fmt: skip
+
+
+def test_files_that_are_no_detector(narrow, tmp_path):
+    ad, path = narrow(), tmp_path / "x.safetensors"
+    ad.save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match="x.safetensors is not a whole"):
+        EfficientAD.load(path)
+    save_teacher(path, ad.teacher, {})
+    with pytest.raises(RunError, match="x.safetensors .* not a detector"):
+        EfficientAD.load(path)
+    header = dict(kind="detector", size="small", padding=False, image_size=256, card={})
+    for wrong in (header, header | {"out_channels": 8, "image_size": (99, 99)}):
+        write_tensors(path, ad.state_dict(), wrong)
+        with pytest.raises(RunError, match="x.safetensors has a header"):
+            EfficientAD.load(path)
+    header |= {"image_size": (256, 256), "out_channels": 9}
+    write_tensors(path, ad.state_dict(), header)
+    with pytest.raises(RunError, match="x.safetensors is of another architecture"):
+        EfficientAD.load(path)
+
+
+def test_load_teacher(tmp_path, monkeypatch):
+    torch.manual_seed(5)
+    network = PatchDescriptionNetwork()
+    monkeypatch.setattr(detector, "TEACHERS", tmp_path)
+    with pytest.raises(RunError, match=r"no teacher .*pdn_small.safetensors; distil one"):
+        EfficientAD().load_teacher()
+    save_teacher(tmp_path / "pdn_small.safetensors", network, {"extractor": "stub"})
+    ad = EfficientAD().load_teacher()
+    assert ad.card["teacher"] == {"extractor": "stub"}
+    for a, b in zip(ad.teacher.parameters(), network.parameters(), strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b.half().float())
+        assert not a.requires_grad
+    with pytest.raises(RunError, match="pdn_small.safetensors is of another architecture"):
+        EfficientAD("medium").load_teacher(tmp_path / "pdn_small.safetensors")
+    network[0].bias.data[0] = torch.nan
+    save_teacher(tmp_path / "pdn_small.safetensors", network, {})
+    with pytest.raises(RunError, match="NaN or infinite weights"):
+        EfficientAD().load_teacher()
+    ad.save(tmp_path / "detector.safetensors")
+    with pytest.raises(RunError, match="not a teacher"):
+        EfficientAD().load_teacher(tmp_path / "detector.safetensors")
+
+
+def test_a_new_student_leaves_the_teacher_alone():
+    torch.manual_seed(0)
+    ad = EfficientAD()
+    teacher = [p.clone() for p in ad.teacher.parameters()]
+    first = ad.student[0].weight.clone()
+    ad.initialise_student()
+    assert not torch.equal(ad.student[0].weight, first)
+    assert all(map(torch.equal, ad.teacher.parameters(), teacher))
+    assert ad.student.out_channels == 768 and isinstance(ad.autoencoder, Autoencoder)

@@ -1,0 +1,312 @@
+"""Algorithm 1 against a plain float32 implementation; what is read; resuming; bad input."""
+
+import csv
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import functional as TF
+
+from effad_core import EfficientAD, RunError, Schedule, train, training
+from effad_core.datasets import (
+    DataError,
+    Sample,
+    Scenario,
+    draw_augmentation,
+    open_scenario,
+)
+from effad_core.networks import Autoencoder, PatchDescriptionNetwork
+from effad_core.runs import Run, read_tensors
+from effad_core.training import loss_terms
+
+TWO = Schedule.paper(iterations=2)
+SEED = 7
+
+
+def pixels(image):
+    """Line by line the input of the networks: 256x256, ImageNet's mean and deviation."""
+    x = np.asarray(image.convert("RGB").resize((256, 256), Image.BILINEAR), np.float32) / 255
+    x = (x - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+    return torch.from_numpy(x).permute(2, 0, 1)[None]  # a channels-last view
+
+
+def algorithm_1(teacher, scenario, pretraining, iterations):
+    """The paper's loop: one pass per image, whole networks, torch.quantile where it can."""
+    train_images = [Image.open(s.path) for s in scenario.train]
+    with torch.no_grad():
+        y = torch.cat([teacher(pixels(image)) for image in train_images]).double()
+    mu = y.mean((0, 2, 3)).float()[:, None, None]
+    sigma = y.std((0, 2, 3), correction=0).float()[:, None, None]
+    torch.manual_seed(SEED)
+    s, a = PatchDescriptionNetwork(out_channels=768), Autoencoder()
+    s.train(), a.train()
+    adam = torch.optim.Adam([*s.parameters(), *a.parameters()], lr=1e-4, weight_decay=1e-5)
+    losses = []
+    for step in range(iterations):
+        rng = np.random.default_rng((SEED, step))
+        torch.manual_seed(int(rng.integers(2**63)))
+        image = train_images[int(rng.integers(4))].resize((256, 256), Image.BILINEAR)
+        i_aug, strength = draw_augmentation(rng)
+        p = pretraining.whole_images(rng, 1, 256)[0].permute(1, 2, 0).numpy()
+        adjust = {1: TF.adjust_brightness, 2: TF.adjust_contrast, 3: TF.adjust_saturation}[i_aug]
+        augmented = adjust(image, strength)
+
+        with torch.no_grad():
+            y = (teacher(pixels(image)) - mu) / sigma
+        d_st = (y - s(pixels(image))[:, :384]) ** 2
+        ordered = d_st.detach().flatten().sort().values
+        rank = 0.999 * (len(ordered) - 1)
+        d_hard = torch.lerp(ordered[int(rank)], ordered[int(rank) + 1], rank % 1)
+        l_hard = d_st[d_st >= d_hard].mean()
+        penalty = (s(pixels(Image.fromarray(p)))[:, :384] ** 2).mean()
+        y_a = a(pixels(augmented))
+        with torch.no_grad():
+            y = (teacher(pixels(augmented)) - mu) / sigma
+        l_ae = ((y - y_a) ** 2).mean()
+        l_stae = ((y_a - s(pixels(augmented))[:, 384:]) ** 2).mean()
+        adam.zero_grad()
+        (l_hard + penalty + l_ae + l_stae).backward()
+        adam.step()
+        losses.append([loss.item() for loss in (l_hard, penalty, l_ae, l_stae)])
+    return mu, sigma, s, a, adam, losses
+
+
+@pytest.fixture(scope="module")
+def trained(scenario, pretraining, tmp_path_factory):
+    """A detector of the real size after two iterations, and the folder of its run."""
+    torch.manual_seed(0)
+    folder, ad = tmp_path_factory.mktemp("run"), EfficientAD()
+    train(ad, scenario, TWO, pretraining, folder, seed=SEED, log_every=1)
+    return ad, folder
+
+
+@pytest.fixture(scope="module")
+def reference(trained, scenario, pretraining):
+    return algorithm_1(trained[0].teacher, scenario, pretraining, 2)
+
+
+def test_two_iterations_are_algorithm_1(trained, reference):
+    ad, folder = trained
+    mu, sigma, s, a, adam, losses = reference
+    torch.testing.assert_close(ad.mu, mu, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ad.sigma, sigma, rtol=1e-5, atol=0)
+    with (folder / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = [[float(row[name]) for name in training.TERMS] for row in rows]
+    np.testing.assert_allclose(found, losses, rtol=1e-4)
+    np.testing.assert_allclose([float(row["L"]) for row in rows], np.sum(losses, 1), rtol=1e-4)
+    # Adam's first moments hold the gradients of both iterations, the second after rounded updates
+    tensors, _ = read_tensors(folder / "checkpoint.safetensors", "checkpoint")
+    for index, state in adam.state_dict()["state"].items():
+        moment = tensors[f"optimizer.{index}.exp_avg"]
+        assert (moment - state["exp_avg"]).norm() <= 0.03 * state["exp_avg"].norm(), index
+    # where a gradient is nearly 0 its sign, and so Adam's step of 1e-4, is up to rounding
+    for ours, plain in ((ad.student, s), (ad.autoencoder, a)):
+        for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
+            assert (p - q).abs().max() < 4.1e-4 and (p - q).norm() <= 2e-3 * q.norm()
+
+
+def test_quantiles_are_numpys_over_the_validation_maps(trained, scenario):
+    ad, _ = trained
+    maps = {"st": [], "ae": []}
+    for sample in scenario.validation:
+        x = pixels(Image.open(sample.path))
+        with torch.no_grad():
+            t, s, a = (ad.teacher(x) - ad.mu) / ad.sigma, ad.student(x), ad.autoencoder(x)
+        for name, d in (("st", t - s[:, :384]), ("ae", a - s[:, 384:])):
+            m = F.interpolate((d**2).mean(1, keepdim=True), (224, 224), mode="bilinear")
+            maps[name].append(np.pad(m[0, 0].double().numpy(), 16, mode="edge"))
+    expected = [np.quantile(maps[name], q) for name in ("st", "ae") for q in (0.9, 0.995)]
+    np.testing.assert_allclose(ad.quantiles, expected, rtol=1e-4)
+
+
+def test_the_saved_detector_is_the_trained_one(trained, drawn):
+    ad, folder = trained
+    loaded = EfficientAD.load(folder / "detector.safetensors")
+    assert loaded.predict(drawn[7]).score == ad.predict(drawn[7]).score
+    assert loaded.card["training"]["schedule"]["iterations"] == 2
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint.safetensors", "config.json", "detector.safetensors", "log.csv"
+    ]  # fmt: skip
+
+
+def test_each_term_reaches_only_its_half_of_the_student(narrow):
+    ad = narrow().train()
+    images = torch.randint(0, 256, (3, 3, 256, 256), dtype=torch.uint8)
+    terms = loss_terms(ad, TWO, *images)
+    assert tuple(terms) == training.TERMS
+    last = ad.student[-1].weight
+    for name, half in (("L_hard", 0), ("penalty", 0), ("L_STAE", 1)):
+        (gradient,) = torch.autograd.grad(terms[name], last, retain_graph=True)
+        sizes = gradient.abs().flatten(1).sum(1).unflatten(0, (2, 8))
+        assert (sizes[half] > 0).any() and (sizes[1 - half] == 0).all(), name
+    without = loss_terms(ad, TWO, images[0], images[1], None)
+    assert tuple(without) == ("L_hard", "L_AE", "L_STAE")
+    torch.testing.assert_close(without["L_hard"], terms["L_hard"])
+
+
+def test_only_training_and_validation_images_are_read(
+    narrow, scenario, pretraining, monkeypatch, drawn
+):
+    read, load = [], Sample.load
+    monkeypatch.setattr(Sample, "load", lambda sample: read.append(sample.path) or load(sample))
+    ad = narrow()
+    assert not scenario.test[0].path.exists()
+    train(ad, scenario, TWO, pretraining)
+    assert set(read) == set(drawn[:6])
+
+
+@pytest.fixture
+def always_saving(monkeypatch):
+    monkeypatch.setattr(training, "Run", functools.partial(Run, save_seconds=0))
+
+
+def interrupt_after(monkeypatch, steps):
+    """The loss of step `steps` + 1 is where the user presses Ctrl-C."""
+    calls, loss = iter(range(steps)), training.mean_squared_difference
+
+    def pressed(prediction, target):
+        if prediction.requires_grad and target.requires_grad and next(calls, None) is None:
+            raise KeyboardInterrupt  # in L_STAE, once an iteration
+        return loss(prediction, target)
+
+    monkeypatch.setattr(training, "mean_squared_difference", pressed)
+
+
+@pytest.mark.parametrize("warm_up", [0, 1])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    narrow, scenario, pretraining, tmp_path, always_saving, warm_up
+):
+    schedule = Schedule.paper(
+        iterations=3, autoencoder_iterations=warm_up, autoencoder_batch=2, cosine=bool(warm_up)
+    )
+    whole = narrow()
+    row = train(whole, scenario, schedule, pretraining, seed=SEED, log_every=1)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(narrow(), scenario, schedule, pretraining, tmp_path, seed=SEED, log_every=1)
+    assert not (tmp_path / "detector.safetensors").exists()
+    _, header = read_tensors(tmp_path / "checkpoint.safetensors", "checkpoint")
+    assert header["iteration"] == 2 + warm_up
+    resumed = narrow()
+    again = train(resumed, scenario, schedule, pretraining, tmp_path, seed=SEED, log_every=1)
+    assert again.keys() == row.keys()
+    np.testing.assert_array_equal(list(again.values()), list(row.values()))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    with (tmp_path / "log.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"][: 3 + warm_up]
+
+    with pytest.MonkeyPatch.context() as patch:  # a third call has nothing left to do
+        interrupt_after(patch, 0)
+        finished = narrow()
+        third = train(finished, scenario, schedule, pretraining, tmp_path, seed=SEED, log_every=1)
+    np.testing.assert_array_equal(list(third.values()), list(row.values()))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(finished.state_dict()[name], value), name
+    with pytest.raises(RunError, match="other settings"):
+        train(narrow(), scenario, schedule, pretraining, tmp_path, seed=SEED + 1)
+
+
+def test_warm_up_trains_the_autoencoder_alone(narrow, scenario, pretraining):
+    ad = narrow()
+    schedule = Schedule.paper(iterations=0, autoencoder_iterations=1, autoencoder_batch=2)
+    row = train(ad, scenario, schedule, pretraining, seed=SEED)
+    torch.manual_seed(SEED)
+    student, autoencoder = narrow.network(out_channels=16), Autoencoder(8)
+    assert all(map(torch.equal, ad.student.parameters(), student.parameters()))
+    assert not torch.equal(ad.autoencoder.head[2].weight, autoencoder.head[2].weight)
+    assert np.isnan(row["L_hard"]) and np.isfinite(row["L_AE"])
+
+
+def test_without_penalty_the_log_and_config_say_so(narrow, scenario, tmp_path):
+    ad = narrow()
+    row = train(ad, scenario, Schedule.paper(iterations=1, penalty=False), run_dir=tmp_path)
+    assert np.isnan(row["penalty"]) and np.isfinite(row["L"])
+    assert "no penalty" in (tmp_path / "config.json").read_text()
+
+
+def test_bfloat16_is_near_float32(narrow, scenario, pretraining):
+    rows = [
+        train(narrow(), scenario, Schedule.paper(iterations=1, precision=precision), pretraining)
+        for precision in ("float32", "bfloat16")
+    ]
+    for name in training.TERMS:
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=0.05), name
+
+
+def test_paper_schedule_is_algorithm_1():
+    paper = Schedule.paper()
+    assert (paper.iterations, paper.learning_rate, paper.weight_decay) == (70_000, 1e-4, 1e-5)
+    assert (paper.hard_quantile, paper.penalty, paper.precision) == (0.999, True, "float32")
+    assert paper.autoencoder_iterations == 0 and not paper.cosine
+    # lines 42-44: the iteration 66,501 (step 66,500) still updates with 1e-4, then the rate decays
+    assert [paper.learning_rates_at(step) for step in (0, 66_500)] == [(1e-4, 1e-4)] * 2
+    for step in (66_501, 69_999):
+        assert paper.learning_rates_at(step) == pytest.approx((1e-5, 1e-5))
+
+
+@pytest.mark.parametrize("name", training.PRESETS)
+def test_presets(name):
+    schedule = Schedule.named(name, penalty=False)
+    assert not schedule.penalty
+    total = schedule.autoencoder_iterations + schedule.iterations
+    for step in range(0, total, max(1, total // 997)):
+        student, autoencoder = schedule.learning_rates_at(step)
+        warm_up = step < schedule.autoencoder_iterations
+        assert (student == 0) == warm_up and 0 < autoencoder <= schedule.learning_rate
+        assert student <= schedule.learning_rate
+    with pytest.raises(ValueError, match="smoke, quick, laptop, paper, not 'fast'"):
+        Schedule.named("fast")
+
+
+def scenario_of(folder, images):
+    (folder / "train" / "good").mkdir(parents=True)
+    for index, image in enumerate(images):
+        image.save(folder / "train" / "good" / f"{index}.png")
+    return folder
+
+
+def test_one_training_image(tmp_path, drawn):
+    folder = scenario_of(tmp_path / "one", [Image.open(drawn[0])])
+    with pytest.raises(DataError, match="1 training image.* at least 2 images are needed"):
+        open_scenario(folder)
+
+
+def test_two_training_images_are_enough(narrow, tmp_path, drawn, pretraining):
+    scenario = open_scenario(scenario_of(tmp_path / "two", map(Image.open, drawn[:2])))
+    ad = narrow()
+    train(ad, scenario, Schedule.paper(iterations=1), pretraining)
+    assert np.isfinite(ad.predict(drawn[2]).score)
+
+
+def test_constant_images(narrow, tmp_path, pretraining):
+    images = [Image.new("RGB", (260, 256), (90, 120, 30))] * 3
+    scenario = open_scenario(scenario_of(tmp_path / "flat", images))
+    with pytest.raises(ValueError, match=r"8 of 8 channels never vary .* not all one colour"):
+        train(narrow(), scenario, TWO, pretraining)
+
+
+def test_corrupt_training_image_is_named(narrow, scenario, tmp_path, pretraining, drawn):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(drawn[0].read_bytes()[:5000])
+    bad = Scenario(
+        "bad", (*scenario.train, Sample(broken, 0, "good")), scenario.validation, (), "", ""
+    )
+    with pytest.raises(DataError, match="broken.png cannot be read"):
+        train(narrow(), bad, TWO, pretraining)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(
+    narrow, scenario, pretraining, tmp_path, always_saving
+):
+    schedule = Schedule.paper(iterations=5, learning_rate=1e18)
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step 2; lower the learning"):
+        train(narrow(), scenario, schedule, pretraining, tmp_path)
+    tensors, header = read_tensors(tmp_path / "checkpoint.safetensors", "checkpoint")
+    assert header["iteration"] == 1
+    assert all(torch.isfinite(value).all() for value in tensors.values())
