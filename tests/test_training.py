@@ -100,9 +100,19 @@ def test_two_iterations_are_algorithm_1(trained, reference):
     np.testing.assert_allclose([float(row["L"]) for row in rows], np.sum(losses, 1), rtol=1e-4)
     # Adam's first moments hold the gradients of both iterations, the second after rounded updates
     tensors, _ = read_tensors(folder / "checkpoint.safetensors", "checkpoint")
-    for index, state in adam.state_dict()["state"].items():
-        moment = tensors[f"optimizer.{index}.exp_avg"]
-        assert (moment - state["exp_avg"]).norm() <= 0.03 * state["exp_avg"].norm(), index
+    states = adam.state_dict()["state"]
+    errors, sizes = zip(
+        *(
+            ((tensors[f"optimizer.{i}.exp_avg"] - state["exp_avg"]).norm(), state["exp_avg"].norm())
+            for i, state in states.items()
+        ),
+        strict=True,
+    )
+    errors, sizes = torch.stack(errors), torch.stack(sizes)
+    print("worst", (errors / sizes).max(), errors[:8].norm() / sizes[:8].norm(), errors[8:].norm() / sizes[8:].norm())
+    assert (errors <= 0.2 * sizes).all()  # the encoder's gradients are hardly more than its decay
+    for network in (slice(0, 8), slice(8, None)):  # student, autoencoder
+        assert errors[network].norm() <= 5e-3 * sizes[network].norm()
     # where a gradient is nearly 0 its sign, and so Adam's step of 1e-4, is up to rounding
     for ours, plain in ((ad.student, s), (ad.autoencoder, a)):
         for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
