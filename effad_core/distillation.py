@@ -79,16 +79,7 @@ class DistillationSchedule:
     @classmethod
     def quick(cls) -> "DistillationSchedule":
         """A minute or two: enough to see the loss fall, not a teacher to use."""
-        return cls(
-            iterations=150,
-            statistics_images=128,
-            learning_rate=1e-3,
-            cosine=True,
-            size=96,
-            scales=(0.6, 1.6),
-            padding=False,
-            precision="auto",
-        )
+        return replace(cls.laptop(), iterations=150, statistics_images=128, size=96)
 
     @classmethod
     def smoke(cls) -> "DistillationSchedule":

@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -70,6 +71,15 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], path: str | P
                 f"{tuple(weights[name].shape)}, expected {tuple(expected[name].shape)}"
             )
     module.load_state_dict(weights)
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """16 hexadecimal digits that change with any bit of the tensors."""
+    digest = sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 class Run:

@@ -6,19 +6,27 @@ The lines cited here are those of Algorithm 1 in the supplement.
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from effad_core.datasets import PretrainingImages, ResizedImages, Scenario, open_pretraining
+from effad_core.datasets import (
+    PretrainingImages,
+    ResizedImages,
+    Sample,
+    Scenario,
+    open_pretraining,
+)
 from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
 from effad_core.detector import EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 from effad_core.precision import autocast, resolve_precision
-from effad_core.runs import Run
+from effad_core.runs import Run, fingerprint
 from effad_core.statistics import channel_statistics
 
 DETECTOR = "detector.safetensors"
@@ -147,17 +155,25 @@ def train(
     precision = resolve_precision(schedule.precision, device)
     training_images = ResizedImages(scenario.train, detector.image_size)
     validation_images = ResizedImages(scenario.validation, detector.image_size)
+    if not scenario.validation:
+        raise ValueError(
+            f"the scenario {scenario.name} has no validation images, from which the quantiles come"
+        )
+    for _ in validation_images.batches(8):  # an unreadable one is named now, not after training
+        pass
     torch.manual_seed(seed)
     detector.initialise_student()
     detector.to(device, memory_format=torch.channels_last)
     detector.card["training"] = config = {
         "algorithm": 1,
         "teacher": detector.card["teacher"],
+        "teacher_weights": fingerprint(detector.teacher.state_dict()),
         "size": detector.size,
         "padding": detector.padding,
         "image_size": detector.image_size,
         "scenario": scenario.name,
         "train_images": len(training_images),
+        "train_names": _names_fingerprint(scenario.train),
         "validation_images": len(validation_images),
         "pretraining": pretraining.describe() if schedule.penalty else "none: no penalty",
         "seed": seed,
@@ -293,3 +309,8 @@ def _log_row(step: int, learning_rate: float, window: list[dict]) -> dict[str, f
         for name in (*TERMS, "L")
     }
     return {"step": step, **means, "learning_rate": learning_rate}
+
+
+def _names_fingerprint(samples: Sequence[Sample]) -> str:
+    """Changes when other images, or images in another order, take the samples' place."""
+    return sha256("\n".join(sample.path.name for sample in samples).encode()).hexdigest()[:16]
