@@ -137,8 +137,13 @@ def test_a_kernel_that_dies_is_a_sentence(course):
 def test_an_interrupt_keeps_the_half_executed_notebook(course):
     wait = "import time\nopen('started', 'w').close()\ntime.sleep(60)"
     add_notebook(course, "01_long", "print('done before')", wait)
+    # A shell's background jobs ignore SIGINT, and so would the runner if the tests are such a job.
     process = subprocess.Popen(
-        command(course), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(course),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (course / "started").exists():
         assert process.poll() is None, process.communicate()
