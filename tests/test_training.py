@@ -2,6 +2,7 @@
 
 import csv
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -227,6 +228,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(finished.state_dict()[name], value), name
     with pytest.raises(RunError, match="other settings"):
         train(narrow(), scenario, schedule, pretraining, tmp_path, seed=SEED + 1)
+    with pytest.raises(RunError, match="teacher_weights"):
+        train(narrow(seed=1), scenario, schedule, pretraining, tmp_path, seed=SEED)
+    others = replace(scenario, train=scenario.train[::-1])
+    with pytest.raises(RunError, match="train_names"):
+        train(narrow(), others, schedule, pretraining, tmp_path, seed=SEED)
 
 
 def test_warm_up_trains_the_autoencoder_alone(narrow, scenario, pretraining):
@@ -316,6 +322,17 @@ def test_corrupt_training_image_is_named(narrow, scenario, tmp_path, pretraining
     )
     with pytest.raises(DataError, match="broken.png cannot be read"):
         train(narrow(), bad, TWO, pretraining)
+
+
+def test_validation_images_are_checked_before_training(narrow, scenario, tmp_path, pretraining):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    bad = replace(scenario, validation=(Sample(broken, 0, "good"),))
+    with pytest.raises(DataError, match="broken.png cannot be read"):
+        train(narrow(), bad, TWO, pretraining, tmp_path / "run")
+    with pytest.raises(ValueError, match="the scenario drawn has no validation images"):
+        train(narrow(), replace(scenario, validation=()), TWO, pretraining, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(
