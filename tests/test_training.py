@@ -14,10 +14,13 @@ from torchvision.transforms import functional as TF
 from effad_core import EfficientAD, RunError, Schedule, train, training
 from effad_core.datasets import (
     DataError,
+    ResizedImages,
     Sample,
     Scenario,
     draw_augmentation,
+    normalise,
     open_scenario,
+    to_tensor,
 )
 from effad_core.networks import Autoencoder, PatchDescriptionNetwork
 from effad_core.runs import Run, read_tensors
@@ -199,7 +202,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     narrow, scenario, pretraining, tmp_path, always_saving, warm_up
 ):
     schedule = Schedule.paper(
-        iterations=3, autoencoder_iterations=warm_up, autoencoder_batch=2, cosine=bool(warm_up)
+        iterations=3,
+        autoencoder_iterations=warm_up,
+        autoencoder_batch=2,
+        cosine=bool(warm_up),
+        cache_megabytes=warm_up,
     )
     whole = narrow()
     row = train(whole, scenario, schedule, pretraining, seed=SEED, log_every=1)
@@ -246,6 +253,35 @@ def test_warm_up_trains_the_autoencoder_alone(narrow, scenario, pretraining):
     assert np.isnan(row["L_hard"]) and np.isfinite(row["L_AE"])
 
 
+def test_a_known_teacher_output_takes_the_place_of_the_computed_one(narrow):
+    ad = narrow()
+    image, augmented, p = torch.randint(0, 256, (3, 3, 256, 256), dtype=torch.uint8)
+    known = ad.normalised_teacher(normalise(image[None]))
+    terms = loss_terms(ad, TWO, image, augmented, p)
+    for name, value in loss_terms(ad, TWO, image, augmented, p, known).items():
+        torch.testing.assert_close(value, terms[name], rtol=1e-4, atol=0)
+    other = loss_terms(ad, TWO, image, augmented, p, known + 1)
+    assert other["L_hard"] > terms["L_hard"] and torch.equal(other["L_AE"], terms["L_AE"])
+
+
+@pytest.mark.parametrize("kept", [0, 2, 4])
+def test_teacher_features_do_not_depend_on_how_many_fit(narrow, scenario, kept, monkeypatch):
+    ad = narrow()
+    images = ResizedImages(scenario.train, ad.image_size)
+    size = 2 * 8 * 56 * 56 / 2**20  # megabytes of one output in half precision
+    features = training.TeacherFeatures(ad, images, "float32", kept * size)
+    calls, forward = [], ad.teacher.forward
+    monkeypatch.setattr(ad.teacher, "forward", lambda x: calls.append(1) or forward(x))
+    order = [0, 1, 2, 3, 0, 1, 2, 3]
+    found = [features[index] for index in order]
+    assert len(calls) == 4 + (4 - kept)
+    for index, output in zip(order, found, strict=True):
+        exact = ad.normalised_teacher(normalise(to_tensor(images[index])[None]))
+        assert output.dtype == torch.float32 and output.shape == (1, 8, 56, 56)
+        torch.testing.assert_close(output, exact, rtol=2**-11, atol=1e-6)
+        assert torch.equal(output, found[index])
+
+
 def test_without_penalty_the_log_and_config_say_so(narrow, scenario, tmp_path):
     ad = narrow()
     row = train(ad, scenario, Schedule.paper(iterations=1, penalty=False), run_dir=tmp_path)
@@ -266,7 +302,7 @@ def test_paper_schedule_is_algorithm_1():
     paper = Schedule.paper()
     assert (paper.iterations, paper.learning_rate, paper.weight_decay) == (70_000, 1e-4, 1e-5)
     assert (paper.hard_quantile, paper.penalty, paper.precision) == (0.999, True, "float32")
-    assert paper.autoencoder_iterations == 0 and not paper.cosine
+    assert paper.autoencoder_iterations == paper.cache_megabytes == 0 and not paper.cosine
     # lines 42-44: the iteration 66,501 (step 66,500) still updates with 1e-4, then the rate decays
     assert [paper.learning_rates_at(step) for step in (0, 66_500)] == [(1e-4, 1e-4)] * 2
     for step in (66_501, 69_999):

@@ -1,13 +1,14 @@
 """Datasets: images, scenarios and pretraining images."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from .images import DataError, list_images, read_image, read_mask
-from .layouts import open_folder
+from .layouts import DATASETS, dataset_name, list_scenarios, open_folder
 from .pretraining import PretrainingImages, open_pretraining
 from .resized import ResizedImages
-from .scenario import Sample, Scenario, hold_out
+from .scenario import DefectKind, Sample, Scenario, hold_out
 from .solar import SOLAR_SCENARIOS, open_solar
 from .transforms import (
     IMAGENET_MEAN,
@@ -19,19 +20,26 @@ from .transforms import (
     to_tensor,
 )
 
+SCENARIOS = (*SOLAR_SCENARIOS, "tray")  # what opens by name
+
 __all__ = [
+    "DATASETS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "SCENARIOS",
     "SOLAR_SCENARIOS",
     "DataError",
+    "DefectKind",
     "PretrainingImages",
     "ResizedImages",
     "Sample",
     "Scenario",
     "augment",
+    "dataset_name",
     "draw_augmentation",
     "hold_out",
     "list_images",
+    "list_scenarios",
     "normalise",
     "open_folder",
     "open_pretraining",
@@ -53,10 +61,14 @@ def open_scenario(
 ) -> Scenario:
     """Open a scenario by name, or a folder of images.
 
+    A name wins over a folder of that name in the current directory: "./tray" opens the folder.
+
     Args:
-        source: "solar-mono", "solar-poly", or the path of a folder (see `layouts`).
+        source: "solar-mono", "solar-poly", "tray" (drawn once, into data/tray), or the path of a
+            folder (see `layouts`).
         include_graded: solar scenarios only: test on cells of uncertain defects too.
-        validation_fraction: share of the training images to hold out for validation.
+        validation_fraction: share of the training images to hold out for validation, where the
+            scenario does not bring validation images.
         seed: seed of that choice.
 
     Returns:
@@ -65,21 +77,26 @@ def open_scenario(
     Raises:
         DataError: if the name or folder does not exist or cannot be used.
     """
+    options = {"validation_fraction": validation_fraction, "seed": seed}
     if source in SOLAR_SCENARIOS:
-        return open_solar(
-            source,
-            include_graded=include_graded,
-            validation_fraction=validation_fraction,
-            seed=seed,
-        )
-    if not Path(source).expanduser().exists():
+        return open_solar(source, include_graded=include_graded, **options)
+    if source != "tray" and not Path(source).expanduser().exists():
         raise DataError(
-            f"'{source}' is neither a scenario ({', '.join(SOLAR_SCENARIOS)}) nor an existing "
+            f"'{source}' is neither a scenario ({', '.join(SCENARIOS)}) nor an existing "
             "folder: choose one of these names or the path of a folder that holds train/good."
         )
     if include_graded:
         raise DataError(
-            f"include_graded has no meaning for the folder {source}: leave it out, only "
+            f"include_graded has no meaning for {source}: leave it out, only "
             f"{' and '.join(SOLAR_SCENARIOS)} have graded cells."
         )
-    return open_folder(source, validation_fraction=validation_fraction, seed=seed)
+    if source != "tray":
+        return open_folder(source, **options)
+    from .tray import tray_folder  # draws: not for those who only read images
+
+    return replace(
+        open_folder(tray_folder(), **options),
+        name="tray",
+        source="a parts tray drawn by effad_core",
+        licence="Apache-2.0 (drawn by this project)",
+    )

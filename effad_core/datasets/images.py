@@ -61,18 +61,27 @@ def read_mask(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
     Raises:
         DataError: if the file cannot be read or has another size.
     """
-    mask = _decode(path)
-    if mask.size != tuple(size):
-        raise DataError(
-            f"The mask {path} has {mask.width}x{mask.height} pixels but its image has "
-            f"{size[0]}x{size[1]}: save the mask at the size of its image."
-        )
-    if mask.mode in ("P", "PA", "CMYK"):
-        mask = mask.convert("RGB")
-    values = np.asarray(mask)
-    if mask.mode in ("LA", "La", "RGBA", "RGBa"):
-        values = values[..., :-1]
-    return (values != 0).reshape(mask.height, mask.width, -1).any(axis=2)
+    return (_mask_pixels(path, size) != 0).any(axis=2)
+
+
+def read_mask_values(
+    path: str | os.PathLike, size: tuple[int, int] | None = None
+) -> tuple[np.ndarray, tuple[float, ...]]:
+    """Read a ground-truth mask whose pixel values mean something, as MVTec LOCO's do.
+
+    Args:
+        path, size: as in `read_mask`; without a size, any size will do.
+
+    Returns:
+        The mask, as `read_mask` returns it, and the distinct values of its pixels that are not
+        black, ascending: a gray mask of one defect has one.
+
+    Raises:
+        DataError: as `read_mask`.
+    """
+    values = _mask_pixels(path, size)
+    mask = (values != 0).any(axis=2)
+    return mask, tuple(np.unique(values[mask]).tolist())
 
 
 def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
@@ -137,6 +146,24 @@ def _decode(path: str | os.PathLike) -> Image.Image:
     raise DataError(
         f"{path} cannot be read as an image ({reason}): save it again as PNG, or remove it."
     )
+
+
+def _mask_pixels(path: str | os.PathLike, size: tuple[int, int] | None) -> np.ndarray:
+    """Gray or colour values of a mask without its alpha, shape (H, W, 1 or 3)."""
+    mask = _decode(path)
+    if size is not None and mask.size != tuple(size):
+        raise DataError(
+            f"The mask {path} has {mask.width}x{mask.height} pixels but its image has "
+            f"{size[0]}x{size[1]}: save the mask at the size of its image."
+        )
+    if mask.mode == "1":
+        mask = mask.convert("L")
+    elif mask.mode in ("P", "PA", "CMYK"):
+        mask = mask.convert("RGB")
+    values = np.asarray(mask)
+    if mask.mode in ("LA", "La", "RGBA", "RGBa"):
+        values = values[..., :-1]
+    return values.reshape(mask.height, mask.width, -1)
 
 
 def _to_8_bit(values: np.ndarray, name: object) -> np.ndarray:

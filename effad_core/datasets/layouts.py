@@ -1,27 +1,41 @@
-"""A folder of images -> Scenario: your own, MVTec AD, MVTec LOCO, VisA after its split script.
+"""A folder of images -> Scenario: your own, MVTec AD, MVTec LOCO, VisA.
 
 <folder>/train/good/*.png                                    required, normal images
 <folder>/validation/good/*.png                               optional (MVTec LOCO brings it)
 <folder>/test/good/*.png, <folder>/test/<type>/*.png         optional
 <folder>/ground_truth/<type>/<stem>_mask.png                 optional; MVTec AD
-<folder>/ground_truth/<type>/<stem>/*.png                    the same; MVTec LOCO, united
-<folder>/ground_truth/<type>/<stem>.png                      the same; VisA
+<folder>/ground_truth/<type>/<stem>/*.png                    the same; MVTec LOCO, one per defect
+<folder>/ground_truth/<type>/<stem>.png                      the same; VisA after its split script
+<folder>/defects_config.json                                 optional; MVTec LOCO (see `loco`)
+
+VisA as it is downloaded has no such folders but a table (see `visa`); it opens the same way.
 """
 
 import os
 from pathlib import Path
 
 from .images import SUFFIXES, DataError, list_images
+from .loco import CONFIG, read_defect_kinds
 from .scenario import GOOD, Sample, Scenario, good_samples, hold_out
+from .visa import VISA, is_visa_object, open_visa, visa_objects
+
+DATASETS = {  # name -> its scenarios
+    "mvtec-ad": (
+        *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
+        *("pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper"),
+    ),
+    "mvtec-loco": ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors"),
+    "visa": VISA,
+}
 
 
 def open_folder(
     path: str | os.PathLike, *, validation_fraction: float = 0.1, seed: int = 0
 ) -> Scenario:
-    """Open a folder in the layout above; `train/good` alone is enough.
+    """Open a folder in one of the layouts above; `train/good` alone is enough.
 
     Args:
-        path: the folder, one scenario (of MVTec AD: `.../bottle`).
+        path: the folder, one scenario (of MVTec AD: `.../bottle`; of VisA: `.../candle`).
         validation_fraction: share of train/good to hold out if there is no validation/good.
         seed: seed of that choice (see `hold_out`).
 
@@ -29,9 +43,12 @@ def open_folder(
         The scenario, named after the folder.
 
     Raises:
-        DataError: if the folder, its train/good or a mask is missing, or a folder is empty.
+        DataError: if the folder, its train/good or a mask is missing, a folder is empty, or
+            defects_config.json or VisA's table cannot be used.
     """
     path = Path(path).expanduser()
+    if not _has_train_good(path) and is_visa_object(path):
+        return open_visa(path, validation_fraction=validation_fraction, seed=seed)
     _check_train_good(path)
     train = good_samples(list_images(path / "train" / GOOD))
     if (path / "validation").is_dir():
@@ -48,21 +65,86 @@ def open_folder(
     )
 
 
-def _check_train_good(path: Path) -> None:
+def list_scenarios(root: str | os.PathLike) -> list[Path]:
+    """The scenario folders of a dataset, in any of the layouts above.
+
+    Args:
+        root: the folder that holds them (of MVTec AD: the one that holds `bottle`), or the folder
+            of one scenario.
+
+    Returns:
+        Paths that `open_folder` takes, sorted by name. Folders that are no scenario are left out.
+
+    Raises:
+        DataError: if there is none.
+    """
+    root = Path(root).expanduser()
+    _check_folder(root)
+    if _has_train_good(root) or (is_visa_object(root) and root.name in visa_objects(root.parent)):
+        return [root]
+    if found := _scenarios(root):
+        return found
+    raise DataError(
+        f"{root} holds no scenario: name a folder whose folders hold train/{GOOD}, or the VisA "
+        "folder that holds split_csv."
+    )
+
+
+def dataset_name(root: str | os.PathLike) -> str:
+    """Which dataset a folder of scenarios is, judged by the names of the scenarios in it.
+
+    Args:
+        root: as in `list_scenarios`; it need not hold all scenarios of its dataset.
+
+    Returns:
+        "mvtec-ad", "mvtec-loco" or "visa" if all scenarios are of that dataset (and, of MVTec
+        LOCO, bring validation images), else the folder's own name.
+
+    Raises:
+        DataError: as `list_scenarios`.
+    """
+    scenarios = list_scenarios(root)
+    for name, members in DATASETS.items():
+        if {path.name for path in scenarios} <= set(members) and (
+            name != "mvtec-loco" or all((path / "validation").is_dir() for path in scenarios)
+        ):
+            return name
+    return Path(root).expanduser().resolve().name
+
+
+def _scenarios(root: Path) -> list[Path]:
+    objects = visa_objects(root)
+    return sorted(
+        child
+        for child in root.iterdir()
+        if not child.name.startswith(".")
+        and child.is_dir()
+        and (_has_train_good(child) or child.name in objects)
+    )
+
+
+def _has_train_good(path: Path) -> bool:
+    return (path / "train" / GOOD).is_dir()
+
+
+def _check_folder(path: Path) -> None:
     if not path.is_dir():
         problem = "is a file, not a folder" if path.exists() else "does not exist"
         raise DataError(
             f"The dataset folder {path} {problem}: name a folder that holds train/{GOOD}."
         )
-    if (path / "train" / GOOD).is_dir():
+
+
+def _check_train_good(path: Path) -> None:
+    _check_folder(path)
+    if _has_train_good(path):
         return
-    inside = sorted(child for child in path.iterdir() if not child.name.startswith("."))
-    scenarios = [child.name for child in inside if (child / "train" / GOOD).is_dir()]
-    if scenarios:
+    if scenarios := _scenarios(path):
         raise DataError(
-            f"{path} holds several scenarios: name one of them, for example "
-            f"{path / scenarios[0]} (found {', '.join(scenarios)})."
+            f"{path} holds several scenarios: name one of them, for example {scenarios[0]} "
+            f"(found {', '.join(child.name for child in scenarios)})."
         )
+    inside = [child for child in path.iterdir() if not child.name.startswith(".")]
     if any(child.suffix.lower() in SUFFIXES for child in inside):
         raise DataError(
             f"{path} holds images but no train/{GOOD}: put the normal ones into "
@@ -82,6 +164,7 @@ def _test_samples(path: Path) -> tuple[Sample, ...]:
                 f"{path / 'ground_truth' / name} has masks but there is no {path / 'test' / name}: "
                 "give both folders the same name."
             )
+    kinds = read_defect_kinds(path / CONFIG) if (path / CONFIG).exists() else ()
     samples = []
     for name in types:
         images = list_images(path / "test" / name)
@@ -97,7 +180,7 @@ def _test_samples(path: Path) -> tuple[Sample, ...]:
                         f"{folder / f'{image.stem}_mask.png'}, or remove {folder} to evaluate "
                         "without masks."
                     )
-                samples.append(Sample(image, 1, name, masks[image.stem]))
+                samples.append(Sample(image, 1, name, masks[image.stem], kinds))
         else:
             samples += [Sample(image, 1, name) for image in images]
     return tuple(samples)

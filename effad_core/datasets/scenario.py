@@ -14,9 +14,38 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .images import DataError, read_image, read_mask
+from .images import DataError, read_image, read_mask, read_mask_values
 
 GOOD = "good"
+
+
+@dataclass(frozen=True)
+class DefectKind:
+    """A kind of defect, and how much of it has to be found before more counts for nothing.
+
+    A missing screw is found as soon as a screw's worth of the empty area is marked. MVTec LOCO
+    says so for each kind, in its `defects_config.json`; the saturated PRO is built on it.
+
+    Attributes:
+        name: for example "missing_top_label".
+        pixel_value: value of its pixels in the ground-truth masks, 1..255.
+        saturation_threshold: a share of the defect's area in (0, 1], or a number of pixels.
+        relative: whether it is a share.
+    """
+
+    name: str
+    pixel_value: int
+    saturation_threshold: float
+    relative: bool
+
+    def saturation_area(self, defect_area: int) -> float:
+        """Pixels to find of a defect of this kind until it counts as found.
+
+        A relative area is rounded down to whole pixels (at least one), as in MVTec's evaluation.
+        """
+        if self.relative:
+            return float(max(1, int(self.saturation_threshold * defect_area)))
+        return float(min(self.saturation_threshold, defect_area))
 
 
 @dataclass(frozen=True)
@@ -28,12 +57,15 @@ class Sample:
         label: 0 normal, 1 anomalous.
         anomaly_type: "good" for normal images, else the kind of anomaly.
         mask_paths: ground-truth masks; their union is the anomalous region.
+        defect_kinds: all kinds of defects of the scenario, where it says (MVTec LOCO): then each
+            mask is one defect, and the value of its pixels says of which kind.
     """
 
     path: Path
     label: int
     anomaly_type: str
     mask_paths: tuple[Path, ...] = ()
+    defect_kinds: tuple[DefectKind, ...] = ()
 
     def load(self) -> Image.Image:
         """Read the image as 8-bit RGB (see `read_image`)."""
@@ -53,6 +85,63 @@ class Sample:
             return None
         size = self.load().size
         return np.logical_or.reduce([read_mask(path, size) for path in self.mask_paths])
+
+    def load_defects(self) -> list[tuple[np.ndarray, float]]:
+        """Read the ground truth defect by defect, as the saturated PRO needs it.
+
+        Returns:
+            For each mask file a boolean array of shape (H, W) and its saturation area in pixels:
+            without `defect_kinds` the mask's own area, which makes the saturated PRO the PRO
+            (over files, not over connected components). An empty list for a normal image.
+
+        Raises:
+            DataError: as `load_mask`; if an anomalous image has no mask; if a mask is black, or
+                its pixels do not have one value that `defect_kinds` knows.
+        """
+        if self.label == 0:
+            return []
+        if not self.mask_paths:
+            raise DataError(
+                f"{self.path} is anomalous but has no mask: add masks to ground_truth, or leave "
+                "pixel metrics out."
+            )
+        size = self.load().size
+        defects = []
+        for path in self.mask_paths:
+            mask, values = read_mask_values(path, size)
+            kind, area = self._kind(path, values), int(mask.sum())
+            defects.append((mask, kind.saturation_area(area) if kind else float(area)))
+        return defects
+
+    def defect_names(self) -> tuple[str, ...]:
+        """The kind of defect of each mask file, "" where the scenario does not say.
+
+        Raises:
+            DataError: as `load_defects`, for the masks.
+        """
+        if self.label == 0 or not self.defect_kinds:
+            return ("",) * len(self.mask_paths) if self.label else ()
+        kinds = (self._kind(path, read_mask_values(path)[1]) for path in self.mask_paths)
+        return tuple(kind.name for kind in kinds)
+
+    def _kind(self, path: Path, values: tuple[float, ...]) -> DefectKind | None:
+        """The kind of defect that a mask with these values shows; None without `defect_kinds`."""
+        if not values:
+            raise DataError(f"The mask {path} is all black: mark the defect in it, or remove it.")
+        if not self.defect_kinds:
+            return None
+        if len(values) > 1:
+            raise DataError(
+                f"The mask {path} holds the values {', '.join(map(str, values))}: save one mask "
+                "for each defect, with a single value beside 0."
+            )
+        kinds = {kind.pixel_value: kind for kind in self.defect_kinds}
+        if values[0] not in kinds:
+            raise DataError(
+                f"The mask {path} has the value {values[0]}, which defects_config.json does not "
+                f"list: use one of {', '.join(map(str, sorted(kinds)))}, or add it there."
+            )
+        return kinds[values[0]]
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,32 @@
 """Folders as their owners lay them out: complete, bare, and wrong in the usual ways."""
 
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from effad_core.datasets import DataError, open_scenario
+from effad_core.datasets import (
+    DATASETS,
+    DataError,
+    DefectKind,
+    Sample,
+    dataset_name,
+    list_scenarios,
+    open_scenario,
+)
 
 
-def image(path, size=(6, 4), dots=()):
+def image(path, size=(6, 4), dots=(), value=255):
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.new("L", size)
     for dot in dots:
-        picture.putpixel(dot, 255)
+        picture.putpixel(dot, value)
     picture.save(path)
     return path
 
@@ -29,6 +44,82 @@ def bottle(tmp_path):
     image(root / "test/contamination/000.png")
     (root / "license.txt").touch()
     return root
+
+
+LOCO_CONFIG = [
+    {
+        "defect_name": "missing_top_label",
+        "pixel_value": 255,
+        "saturation_threshold": 1.0,
+        "relative_saturation": True,
+    },
+    {
+        "defect_name": "wrong_fill_level",
+        "pixel_value": 254,
+        "saturation_threshold": 3,
+        "relative_saturation": False,
+    },
+    {
+        "defect_name": "damaged_label",
+        "pixel_value": 253,
+        "saturation_threshold": 0.5,
+        "relative_saturation": True,
+    },
+]
+
+
+@pytest.fixture
+def juice_bottle(tmp_path):
+    """A scenario with MVTec LOCO's names, two defects in one of its images."""
+    root = tmp_path / "juice_bottle"
+    for split, count in (("train", 5), ("validation", 2), ("test", 3)):
+        for i in range(count):
+            image(root / f"{split}/good/{i:03}.png")
+    image(root / "test/logical_anomalies/000.png")
+    masks = root / "ground_truth/logical_anomalies/000"
+    image(masks / "000.png", dots=[(0, 0), (1, 0)], value=255)
+    image(masks / "001.png", dots=[(x, 3) for x in range(6)], value=254)
+    image(root / "test/structural_anomalies/000.png")
+    masks = root / "ground_truth/structural_anomalies/000"
+    image(masks / "000.png", dots=[(2, 1), (3, 1), (4, 1)], value=253)
+    (root / "defects_config.json").write_text(json.dumps(LOCO_CONFIG))
+    for name in ("license.txt", "readme.txt"):
+        (root / name).touch()
+    return root
+
+
+@pytest.fixture
+def visa(tmp_path):
+    """VisA as downloaded: two objects, the table with Windows' line ends as published."""
+    root = tmp_path / "VisA"
+    rows = []
+    for name in ("candle", "pcb1"):
+        for i in range(12):
+            picture = f"{name}/Data/Images/Normal/{i:04}.JPG"
+            image(root / picture)
+            rows.append(f"{name},{'train' if i < 10 else 'test'},normal,{picture},")
+        for i in range(2):
+            picture, mask = (f"{name}/Data/{end}" for end in (f"Images/Anomaly/{i:03}.JPG", ""))
+            mask += f"Masks/Anomaly/{i:03}.png"
+            image(root / picture)
+            image(root / mask, dots=[(i, 2)], value=i + 1)
+            rows.append(f"{name},test,anomaly,{picture},{mask}")
+        (root / name / "image_anno.csv").touch()
+    write_table(root, rows)
+    return root
+
+
+HEADER = "object,split,label,image,mask"
+
+
+def write_table(root, rows, header=HEADER, end="\r\n", encoding="utf-8"):
+    (root / "split_csv").mkdir(exist_ok=True)
+    text = end.join([header, *rows]) + end
+    (root / "split_csv/1cls.csv").write_bytes(text.encode(encoding))
+
+
+def read_rows(root):
+    return (root / "split_csv/1cls.csv").read_text().splitlines()[1:]
 
 
 def counts(scenario):
@@ -53,6 +144,145 @@ def test_mvtec_ad(bottle):
     assert [s.label for s in scenario.test if s.anomaly_type == "good"] == [0, 0, 0]
     (contamination,) = (s for s in scenario.test if s.anomaly_type == "contamination")
     assert contamination.label == 1 and contamination.load_mask() is None  # no ground truth folder
+
+
+def test_mvtec_loco_with_its_defects(juice_bottle):
+    scenario = open_scenario(juice_bottle)
+    assert scenario.name == "juice_bottle" and counts(scenario) == (5, 2, 5)
+    good, logical, structural = (scenario.test[i] for i in (0, 3, 4))
+    assert good.load_defects() == [] and good.defect_names() == ()
+    assert logical.defect_names() == ("missing_top_label", "wrong_fill_level")
+    (top, top_area), (level, level_area) = logical.load_defects()
+    assert np.argwhere(top).tolist() == [[0, 0], [0, 1]] and top_area == 2
+    assert np.argwhere(level).tolist() == [[3, x] for x in range(6)] and level_area == 3
+    assert top.dtype == bool and top.shape == (4, 6)
+    np.testing.assert_array_equal(logical.load_mask(), top | level)
+    ((_, area),) = structural.load_defects()
+    assert structural.defect_names() == ("damaged_label",) and area == 1.0
+    assert [kind.name for kind in logical.defect_kinds] == [e["defect_name"] for e in LOCO_CONFIG]
+
+
+def test_loco_without_its_config_counts_whole_defects(juice_bottle):
+    (juice_bottle / "defects_config.json").unlink()
+    logical = open_scenario(juice_bottle).test[3]
+    assert [area for _, area in logical.load_defects()] == [2, 6]
+    assert logical.defect_names() == ("", "")
+
+
+def test_masks_that_the_config_does_not_explain(juice_bottle):
+    path = juice_bottle / "ground_truth/structural_anomalies/000/000.png"
+    sample = open_scenario(juice_bottle).test[4]
+    for dots, value, message in (
+        ([(0, 0)], 252, "the value 252, which defects_config.json does not list: use one of 253, "),
+        ([], 0, "is all black"),
+        ([(0, 0)], 254, None),
+    ):
+        image(path, dots=dots, value=value)
+        for read in (sample.load_defects, sample.defect_names):
+            if message is None:
+                assert len(read()) == 1
+                continue
+            with pytest.raises(DataError) as error:
+                read()
+            assert message in str(error.value) and str(path) in str(error.value)
+    with Image.open(path) as mask:
+        mask.putpixel((1, 1), 253)
+        mask.save(path)
+    for read in (sample.load_defects, sample.defect_names):
+        with pytest.raises(DataError, match="000.png holds the values 253, 254: save one mask"):
+            read()
+    assert sample.load_mask().sum() == 2  # the union needs no kinds
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("defect_name", [None, 1, ""]),
+        ("pixel_value", [0, 256, -1, 254, 1.0, "255", True, None, [255]]),
+        ("saturation_threshold", [0, -1, 1.0001, 2, "1", True, None, float("nan")]),
+        ("relative_saturation", [0, 1, None, "true"]),
+    ],
+)
+def test_a_wrong_value_in_the_config(juice_bottle, key, values):
+    for value in values:
+        config = [LOCO_CONFIG[0] | {key: value}, *LOCO_CONFIG[1:]]
+        if (key, value) == ("pixel_value", 254):
+            config = config[::-1]  # the second of the two is at fault
+        (juice_bottle / "defects_config.json").write_text(json.dumps(config))
+        message = refused(juice_bottle)
+        number = config.index(LOCO_CONFIG[0] | {key: value}) + 1 if value == value else 1
+        assert f"defects_config.json, entry {number} has the {key} " in message, value
+
+
+@pytest.mark.parametrize("threshold", [0, -1, float("inf"), float("nan"), 10**400])
+def test_a_wrong_number_of_pixels_in_the_config(juice_bottle, threshold):
+    config = [LOCO_CONFIG[1] | {"saturation_threshold": threshold}]
+    (juice_bottle / "defects_config.json").write_text(json.dumps(config))
+    assert "write a number of pixels above 0" in refused(juice_bottle)
+
+
+@pytest.mark.parametrize("content", ["", "[", "\xff", "[" * 100_000])
+def test_a_config_that_is_no_json(juice_bottle, content):
+    (juice_bottle / "defects_config.json").write_bytes(content.encode("latin-1"))
+    assert "cannot be read as JSON" in refused(juice_bottle)
+    (juice_bottle / "defects_config.json").unlink()
+    (juice_bottle / "defects_config.json").mkdir()
+    assert "cannot be read as JSON" in refused(juice_bottle)
+
+
+def test_a_config_that_is_no_list_of_complete_entries(juice_bottle):
+    for content in ("{}", "[]", "3", "null"):
+        (juice_bottle / "defects_config.json").write_text(content)
+        assert "is not a list of defects" in refused(juice_bottle)
+    for key in LOCO_CONFIG[0]:
+        entry = {k: v for k, v in LOCO_CONFIG[1].items() if k != key}
+        (juice_bottle / "defects_config.json").write_text(json.dumps([LOCO_CONFIG[0], entry]))
+        assert f"entry 2 lacks {key}" in refused(juice_bottle)
+    (juice_bottle / "defects_config.json").write_text("[3]")
+    assert "entry 1 lacks defect_name, pixel_value, " in refused(juice_bottle)
+
+
+@given(area=st.integers(1, 10**7), threshold=st.integers(1, 10**7), share=st.floats(0.001, 1))
+def test_saturation_areas(area, threshold, share):
+    absolute = DefectKind("a", 255, threshold, False).saturation_area(area)
+    assert absolute == (threshold if threshold < area else area)
+    relative = DefectKind("r", 255, share, True).saturation_area(area)
+    whole = share * area // 1
+    assert relative == (whole if whole >= 1 else 1)
+    assert type(absolute) is type(relative) is float
+
+
+def test_an_anomalous_image_without_masks_has_no_defects_to_load(bottle):
+    (sample,) = (s for s in open_scenario(bottle).test if s.anomaly_type == "contamination")
+    with pytest.raises(DataError, match="000.png is anomalous but has no mask"):
+        sample.load_defects()
+    assert sample.defect_names() == ()
+
+
+def test_mask_values_are_read_in_any_mode_that_shows_gray(tmp_path):
+    path = image(tmp_path / "a.png")
+    kinds = (DefectKind("full", 255, 1.0, True), DefectKind("other", 7, 1.0, True))
+    gray = Image.fromarray(np.array([[0, 0, 7, 7, 0, 0]] * 4, np.uint8))
+    for number, (mask, name) in enumerate(
+        [
+            *((gray, "other"), (gray.convert("RGB"), "other"), (gray.convert("LA"), "other")),
+            *((gray.convert("P"), "other"), (gray.convert("RGBA"), "other")),
+            (gray.point(lambda v: 255 * (v > 0)).convert("1"), "full"),
+        ]
+    ):
+        mask.save(tmp_path / f"mask{number}.png")
+        sample = Sample(path, 1, "x", (tmp_path / f"mask{number}.png",), kinds)
+        assert sample.defect_names() == (name,), mask.mode
+        assert [area for _, area in sample.load_defects()] == [8.0]
+
+
+def test_a_mask_of_another_size_is_refused_defect_by_defect(juice_bottle):
+    path = image(
+        juice_bottle / "ground_truth/structural_anomalies/000/000.png", (5, 4), [(0, 0)], 253
+    )
+    with pytest.raises(DataError, match="has 5x4 pixels"):
+        open_scenario(juice_bottle).test[4].load_defects()
+    assert path.exists()
 
 
 def test_mvtec_loco(tmp_path):
@@ -159,3 +389,232 @@ def test_no_dataset_at_all(tmp_path):
     assert "is a file, not a folder" in refused(tmp_path / "file.zip")
     (tmp_path / "train").mkdir()
     assert str(tmp_path / "train/good") in refused(tmp_path)
+
+
+def test_visa_as_downloaded(visa, monkeypatch):
+    scenario = open_scenario(visa / "candle")
+    assert scenario.name == "candle" and counts(scenario) == (9, 1, 4)
+    assert scenario.licence == "CC BY 4.0" and "split_csv/1cls.csv" in scenario.source
+    assert [s.anomaly_type for s in scenario.test] == ["good"] * 2 + ["anomaly"] * 2
+    assert {s.path.suffix for s in scenario.train} == {".JPG"}
+    for i, sample in enumerate(scenario.test[2:]):
+        assert sample.path == visa / f"candle/Data/Images/Anomaly/{i:03}.JPG"
+        assert np.argwhere(sample.load_mask()).tolist() == [[2, i]]  # the values 1 and 2
+        assert [area for _, area in sample.load_defects()] == [1]
+    assert counts(open_scenario(visa / "candle", validation_fraction=0.5)) == (5, 5, 4)
+    halves = [open_scenario(visa / "candle", validation_fraction=0.5, seed=s) for s in (0, 1)]
+    assert set(halves[0].train) != set(halves[1].train)
+    monkeypatch.chdir(visa / "pcb1")
+    assert open_scenario(".").name == "pcb1"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"encoding": "utf-8-sig"}, {"end": "\n"}, {"end": "\n\n"}, {"header": HEADER + ",note"}],
+)
+def test_visa_tables_as_spreadsheets_save_them(visa, options):
+    write_table(visa, read_rows(visa), **options)
+    assert counts(open_scenario(visa / "candle")) == (9, 1, 4)
+
+
+def test_a_visa_table_whose_normal_rows_lack_the_last_comma(visa):
+    write_table(visa, [row.removesuffix(",") for row in read_rows(visa)])
+    assert counts(open_scenario(visa / "candle")) == (9, 1, 4)
+
+
+def test_the_columns_of_a_visa_table(visa):
+    rows = read_rows(visa)
+    write_table(visa, rows, header="object,split,kind,image,file")
+    for path in (visa, visa / "candle"):
+        assert "1cls.csv has no column label, mask" in refused(path)
+    (visa / "split_csv/1cls.csv").write_bytes(b"")
+    assert "has no column object, split, label, image, mask" in refused(visa / "candle")
+    write_table(visa, [",".join(row.split(",")[::-1]) for row in rows], header=HEADER[::-1])
+    assert "has no column" in refused(visa / "candle")
+    order = ",".join(HEADER.split(",")[::-1])
+    write_table(visa, [",".join(row.split(",")[::-1]) for row in rows], header=order)
+    assert counts(open_scenario(visa / "candle")) == (9, 1, 4)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"object\0,\0" + b"x" * 200_000 + b'"\n'])
+def test_a_damaged_visa_table(visa, content):
+    (visa / "split_csv/1cls.csv").write_bytes(content)
+    assert "1cls.csv" in refused(visa / "candle")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("candle,val,normal,candle/Data/Images/Normal/0000.JPG,", "the split 'val'"),
+        ("candle,train,good,candle/Data/Images/Normal/0000.JPG,", "the label 'good'"),
+        ("candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,", "name a mask for each anomaly"),
+        (
+            "candle,test,normal,candle/Data/Images/Normal/0000.JPG,candle/Data/Masks/Anomaly/000.png",
+            "none for a normal image",
+        ),
+        (
+            "candle,test,normal,candle/Data/Images/Normal/9999.JPG,",
+            "9999.JPG, which does not exist",
+        ),
+        ("candle,test,normal,candle/Data/Images/Normal,", "Normal, which does not exist"),
+        ("candle,test,normal,,", "write a path"),
+        ("candle,test,normal", "write a path"),
+        ("candle,test", "the label ''"),
+        ("candle,test,normal,../outside.JPG,", "stays inside"),
+        ("candle,test,normal,candle/../../outside.JPG,", "stays inside"),
+        ("candle,test,normal,{root}/candle/Data/Images/Normal/0000.JPG,", "stays inside"),
+        ("candle,test,normal,C:/outside.JPG,", "stays inside"),
+        ("candle,test,normal,..\\outside.JPG,", "stays inside"),
+        (
+            "candle,test,anomaly,candle/Data/Images/Anomaly/000.JPG,../outside.JPG",
+            "names '../outside.JPG'",
+        ),
+        ("candle,test,normal,candle/link.JPG,", "a link that leads out of"),
+        ("candle,test,normal,candle/door/outside.JPG,", "a link that leads out of"),
+    ],
+)
+def test_a_row_of_a_visa_table_that_cannot_be_used(visa, row, message):
+    outside = image(visa.parent / "outside.JPG")
+    (visa / "candle/link.JPG").symlink_to(outside)
+    (visa / "candle/door").symlink_to(visa.parent)
+    write_table(visa, [*read_rows(visa), row.format(root=visa)])
+    found = refused(visa / "candle")
+    assert message in found and "1cls.csv line 30" in found
+    assert counts(open_scenario(visa / "pcb1")) == (9, 1, 4)  # the other object is not at fault
+
+
+def test_a_link_inside_the_visa_folder_and_a_link_to_it(visa):
+    (visa / "candle/link.JPG").symlink_to(visa / "candle/Data/Images/Normal/0010.JPG")
+    rows = [row for row in read_rows(visa) if "Normal/0010" not in row]
+    write_table(visa, [*rows, "candle,test,normal,candle/link.JPG,"])
+    (visa.parent / "elsewhere").symlink_to(visa)
+    assert counts(open_scenario(visa.parent / "elsewhere/candle")) == (9, 1, 4)
+
+
+def test_leaks_and_anomalies_in_the_training_rows_of_visa(visa):
+    rows = read_rows(visa)
+    write_table(visa, [*rows, rows[0].replace("train", "test")])
+    assert "is in the" in refused(visa / "candle")
+    write_table(visa, [row.replace("candle,test", "candle,train") for row in rows])
+    assert "is anomalous but in the training or validation split" in refused(visa / "candle")
+
+
+def test_the_objects_of_visa_are_named(visa):
+    message = refused(visa)
+    assert "several scenarios" in message and "found candle, pcb1" in message
+    (visa / "pcb9").mkdir()
+    message = refused(visa / "pcb9")
+    assert "names no object pcb9" in message and "candle, pcb1" in message
+    assert "names no object" not in refused(visa / "split_csv")
+
+
+def test_a_folder_with_train_good_needs_no_table(visa):
+    image(visa / "candle/train/good/a.png")
+    image(visa / "candle/train/good/b.png")
+    assert counts(open_scenario(visa / "candle")) == (1, 1, 0)
+
+
+def listed(root):
+    return [path.name for path in list_scenarios(root)]
+
+
+def test_scenarios_are_listed_in_every_layout(bottle, juice_bottle, visa):
+    root = bottle.parent
+    image(root / "Zebra/train/good/a.png")
+    image(root / "train_only/train/a.png")
+    image(root / ".hidden/train/good/a.png")
+    (root / "another").symlink_to(bottle)
+    (root / "file").touch()
+    assert listed(root) == ["Zebra", "another", "bottle", "juice_bottle"]
+    assert list_scenarios(str(root))[2] == bottle
+    assert listed(visa) == ["candle", "pcb1"]
+    for path in list_scenarios(root)[2:] + list_scenarios(visa):
+        assert open_scenario(path).name == path.name
+    (visa / "pcb1").rename(visa / "gone")
+    assert listed(visa) == ["candle"]
+
+
+def test_one_scenario_lists_itself(bottle, visa):
+    assert list_scenarios(bottle) == [bottle] and dataset_name(bottle) == "mvtec-ad"
+    assert list_scenarios(visa / "candle") == [visa / "candle"]
+    assert dataset_name(visa / "candle") == "visa"
+
+
+def test_listing_where_there_is_no_scenario(bottle, tmp_path):
+    for path, message in (
+        (bottle / "test", "holds no scenario"),
+        (tmp_path / "absent", "does not exist"),
+        (bottle / "license.txt", "is a file"),
+    ):
+        for function in (list_scenarios, dataset_name):
+            with pytest.raises(DataError) as error:
+                function(path)
+            assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_datasets_are_told_apart(tmp_path, bottle, juice_bottle, visa, monkeypatch):
+    assert {name: len(scenarios) for name, scenarios in DATASETS.items()} == {
+        "mvtec-ad": 15,
+        "mvtec-loco": 5,
+        "visa": 12,
+    }
+    every = [name for scenarios in DATASETS.values() for name in scenarios]
+    assert len(set(every)) == 32 and all(list(s) == sorted(s) for s in DATASETS.values())
+    for path, root in ((bottle, "ad"), (juice_bottle, "loco")):
+        (tmp_path / root).mkdir()
+        path.rename(tmp_path / root / path.name)
+    assert dataset_name(tmp_path / "ad") == "mvtec-ad"
+    assert dataset_name(tmp_path / "loco") == "mvtec-loco"
+    assert dataset_name(visa) == "visa"
+    image(tmp_path / "ad/carpet/train/good/a.png")
+    assert dataset_name(tmp_path / "ad") == "mvtec-ad"
+    image(tmp_path / "loco/pushpins/train/good/a.png")  # no validation images: not MVTec LOCO
+    assert dataset_name(tmp_path / "loco") == "loco"
+    image(tmp_path / "ad/candle/train/good/a.png")
+    monkeypatch.chdir(tmp_path / "ad")
+    assert dataset_name(".") == "ad"
+
+
+@pytest.mark.parametrize(
+    ("title", "dataset", "images"),
+    [("MVTec AD", "mvtec-ad", 5354), ("MVTec LOCO", "mvtec-loco", 3651), ("VisA", "visa", 10821)],
+)
+def test_the_card_counts_every_scenario(title, dataset, images):
+    card = (Path(__file__).parents[2] / "data/README.md").read_text(encoding="utf-8")
+    (table,) = (part for part in card.split("\n\n") if part.startswith(f"| {title} | train |"))
+    rows = [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    names = [row[0] for row in rows[2:-1]]
+    assert names == list(DATASETS[dataset]) and rows[-1][0] == f"all {len(names)}"
+    columns = zip(*([int(cell) for cell in row[1:]] for row in rows[2:-1]), strict=True)
+    totals = [int(cell.replace(",", "")) for cell in rows[-1][1:]]
+    assert [sum(column) for column in columns] == totals and sum(totals) == images
+    assert f"{images:,} images" in card
+
+
+@pytest.fixture
+def tray(juice_bottle, monkeypatch):
+    """A stand-in for the drawn tray; calls are counted."""
+    module = ModuleType("effad_core.datasets.tray")
+    module.calls = 0
+
+    def tray_folder():
+        module.calls += 1
+        return juice_bottle
+
+    module.tray_folder = tray_folder
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def test_the_tray_opens_by_name(tray, tmp_path, monkeypatch):
+    scenario = open_scenario("tray")
+    assert tray.calls == 1 and counts(scenario) == (5, 2, 5)
+    assert (scenario.name, scenario.licence) == ("tray", "Apache-2.0 (drawn by this project)")
+    assert scenario.source == "a parts tray drawn by effad_core"
+    assert scenario.test[3].defect_names() == ("missing_top_label", "wrong_fill_level")
+    for i in range(2):
+        image(tmp_path / f"tray/train/good/{i}.png")
+    monkeypatch.chdir(tmp_path)
+    assert counts(open_scenario("tray")) == (5, 2, 5)  # the name wins
+    assert counts(open_scenario("./tray")) == (1, 1, 0) and tray.calls == 2
+    assert "include_graded" in refused("tray", include_graded=True) and tray.calls == 2

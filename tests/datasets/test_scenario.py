@@ -277,7 +277,7 @@ def test_damaged_solar_labels(tmp_path, monkeypatch, content):
 def test_unknown_source_lists_the_choices():
     with pytest.raises(DataError) as error:
         open_scenario("solar-momo")
-    for word in ("solar-momo", "solar-mono", "solar-poly", "folder", "train/good"):
+    for word in ("solar-momo", "solar-mono", "solar-poly", "tray", "folder", "train/good"):
         assert word in str(error.value)
 
 

@@ -1,0 +1,115 @@
+"""VisA as it is downloaded: an object's folder, and the table `split_csv/1cls.csv` beside it.
+
+<root>/split_csv/1cls.csv                 object,split,label,image,mask; paths start at <root>
+<root>/<object>/Data/Images/Normal/*.JPG
+<root>/<object>/Data/Images/Anomaly/*.JPG
+<root>/<object>/Data/Masks/Anomaly/*.png  small non-zero values, not 255, are the defects
+"""
+
+import csv
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from .images import DataError
+from .scenario import GOOD, Sample, Scenario, hold_out
+
+VISA = (
+    *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"),
+    *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
+)
+SPLIT_FILE = Path("split_csv", "1cls.csv")
+COLUMNS = ("object", "split", "label", "image", "mask")
+
+
+def visa_objects(root: Path) -> set[str]:
+    """Names of the objects in the split table of a VisA folder; empty if there is no table."""
+    return {row["object"] for _, row in _rows(root)} if (root / SPLIT_FILE).is_file() else set()
+
+
+def is_visa_object(path: Path) -> bool:
+    """Whether a folder lies beside VisA's split table."""
+    path = Path(os.path.abspath(path))
+    return path.is_dir() and path.name != "split_csv" and (path.parent / SPLIT_FILE).is_file()
+
+
+def open_visa(path: Path, *, validation_fraction: float = 0.1, seed: int = 0) -> Scenario:
+    """Open one object of VisA as downloaded; the split is the table's, for one-class training.
+
+    Args:
+        path: the object's folder, `.../VisA/candle`.
+        validation_fraction: share of the training images to hold out for validation.
+        seed: seed of that choice (see `hold_out`).
+
+    Returns:
+        The scenario; its anomalous images have the type "anomaly" and one mask each.
+
+    Raises:
+        DataError: if the table is damaged, does not name the object, or names a file that is
+            missing or outside the VisA folder.
+    """
+    path = Path(os.path.abspath(path))
+    root, name = path.parent, path.name
+    rows = [(line, row) for line, row in _rows(root) if row["object"] == name]
+    if not rows:
+        raise DataError(
+            f"{root / SPLIT_FILE} names no object {name}: open one of "
+            f"{', '.join(sorted(visa_objects(root)))}, or put normal images into "
+            f"{path / 'train' / GOOD}."
+        )
+    splits = {"train": [], "test": []}
+    for line, row in rows:
+        where = f"{root / SPLIT_FILE} line {line}"
+        if row["split"] not in splits or row["label"] not in ("normal", "anomaly"):
+            raise DataError(
+                f"{where} has the split '{row['split']}' and the label '{row['label']}': write "
+                "train or test, and normal or anomaly."
+            )
+        if (row["label"] == "anomaly") != bool(row["mask"]):
+            raise DataError(f"{where}: name a mask for each anomaly and none for a normal image.")
+        image = _file(root, row["image"], where)
+        if row["label"] == "normal":
+            splits[row["split"]].append(Sample(image, 0, GOOD))
+        else:
+            masks = (_file(root, row["mask"], where),)
+            splits[row["split"]].append(Sample(image, 1, row["label"], masks))
+    train, validation = hold_out(splits["train"], validation_fraction, seed)
+    return Scenario(
+        name=name,
+        train=train,
+        validation=validation,
+        test=tuple(splits["test"]),
+        source=f"{name} in the folder {root}, split by {SPLIT_FILE.as_posix()}",
+        licence="CC BY 4.0" if name in VISA else "the licence of the images in that folder",
+    )
+
+
+def _rows(root: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of the split table; a missing last column, the mask, reads as empty."""
+    path = root / SPLIT_FILE
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(
+                    f"{path} has no column {', '.join(missing)}: its first line has to be "
+                    f"{','.join(COLUMNS)}."
+                )
+            return [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}): unpack VisA again.") from None
+
+
+def _file(root: Path, name: str, where: str) -> Path:
+    """An existing file of the VisA folder, from its path in the table."""
+    escapes = PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts
+    file = root / name
+    if escapes or not name or "\\" in name or PureWindowsPath(name).drive:
+        raise DataError(
+            f"{where} names '{name}': write a path that starts at {root} and stays inside it."
+        )
+    if not os.path.isfile(file):
+        raise DataError(f"{where} names {file}, which does not exist: unpack VisA again.")
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
+        raise DataError(f"{where} names {file}, a link that leads out of {root}: copy it there.")
+    return file

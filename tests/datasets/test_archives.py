@@ -1,0 +1,357 @@
+"""Archives as they are published unpack; archives that are damaged or mean harm leave nothing."""
+
+import hashlib
+import io
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from effad_core.datasets import DataError, archives, open_scenario
+from effad_core.datasets.archives import main, unpack
+
+SUFFIXES = ("tar", "tar.gz", "tar.xz", "zip")
+
+
+def png(value=0):
+    buffer = io.BytesIO()
+    Image.new("L", (6, 4), value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+BOTTLE = {
+    "bottle/license.txt": b"CC BY-NC-SA 4.0",
+    **{f"bottle/train/good/{i:03}.png": png(i) for i in range(4)},
+    "bottle/test/broken_large/000.png": png(9),
+    "bottle/ground_truth/broken_large/000_mask.png": png(255),
+}
+
+
+def tar(path, files, *members, mode=0o644):
+    """A tar of files, after the members given, compressed as the name says."""
+    suffix = path.suffix[1:]
+    with tarfile.open(path, "w" if suffix == "tar" else f"w:{suffix}") as out:
+        for member in members:
+            out.addfile(member)
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), mode
+            out.addfile(info, io.BytesIO(content))
+    return path
+
+
+def pack(path, files):
+    if path.suffix != ".zip":
+        return tar(path, files)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        warnings.simplefilter("ignore", UserWarning)  # a name that comes twice
+        for name, content in files.items():
+            out.writestr(name, content)
+    return path
+
+
+def special(name, kind, target="", mode=0o644):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode = kind, target, mode
+    return info
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def refused(archive, folder, *args, **options):
+    """The message; whatever was there before is there, and nothing else."""
+    before = sorted(folder.parent.rglob("*"))
+    with pytest.raises(DataError) as error:
+        unpack(archive, folder, *args, **options)
+    assert sorted(folder.parent.rglob("*")) == before
+    assert "\n" not in str(error.value) and ": " in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_unpacked_is_what_was_packed(tmp_path, suffix):
+    archive = pack(tmp_path / f"a.{suffix}", BOTTLE)
+    folder = tmp_path / "new/mvtec"
+    assert unpack(archive, str(folder)) == folder
+    assert contents(folder) == BOTTLE
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["mvtec"]
+    scenario = open_scenario(folder / "bottle")
+    assert (len(scenario.train), len(scenario.validation), len(scenario.test)) == (3, 1, 1)
+    assert scenario.test[0].load_mask().all()
+
+
+def test_the_kind_is_read_from_the_content_not_from_the_name(tmp_path):
+    for suffix in SUFFIXES:
+        archive = pack(tmp_path / f"a.{suffix}", BOTTLE).rename(tmp_path / f"{suffix}.download")
+        assert contents(unpack(archive, tmp_path / suffix)) == BOTTLE
+    archive = pack(tmp_path / "b.tar", {"PK.txt": b"no zip"})
+    assert contents(unpack(archive, tmp_path / "b")) == {"PK.txt": b"no zip"}
+
+
+def test_folders_and_long_names(tmp_path):
+    long = "x" * 90 + "/" + "ü" * 60 + ".png"  # more than a tar header holds
+    root = special("./", tarfile.DIRTYPE, mode=0o000)
+    archive = tar(tmp_path / "a.tar", {long: b"1"}, root, special("empty", tarfile.DIRTYPE))
+    folder = unpack(archive, tmp_path / "new")
+    assert contents(folder) == {long: b"1"} and (folder / "empty").is_dir()
+
+
+def test_modes_are_not_restored(tmp_path):
+    setuid = special("s", tarfile.DIRTYPE, mode=0o7777)
+    folder = unpack(
+        tar(tmp_path / "a.tar", {"s/run": b"#!"}, setuid, mode=0o7777), tmp_path / "new"
+    )
+    for path in (folder, folder / "s", folder / "s/run"):
+        assert path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX) == 0
+    assert not os.access(folder / "s/run", os.X_OK)
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+ESCAPES = (
+    *("../evil", "a/../../evil", "a/..", "/evil", "//evil", "C:evil", "c:/evil", "C:\\evil"),
+    *("..\\evil", "a\\..\\..\\evil", "\\\\host\\share"),
+)
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_paths_that_escape(tmp_path, name, suffix):
+    archive = pack(tmp_path / f"a.{suffix}", {"first": b"1", name: b"2"})
+    message = refused(archive, tmp_path / "deep/er/new")
+    assert "can lead out of the folder" in message and str(archive) in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        *((tarfile.SYMTYPE, "link"), (tarfile.LNKTYPE, "link"), (tarfile.CHRTYPE, "device")),
+        *((tarfile.BLKTYPE, "device"), (tarfile.FIFOTYPE, "device")),
+    ],
+)
+def test_links_and_devices_in_a_tar(tmp_path, kind, word):
+    (tmp_path / "outside").mkdir()
+    member = special("door", kind, str(tmp_path / "outside"))
+    archive = tar(tmp_path / "a.tar", {"door/evil": b"1"}, member)
+    message = refused(archive, tmp_path / "new")
+    assert f"'door', a {word}" in message
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "word"), [(stat.S_IFLNK, "link"), (stat.S_IFIFO, "device")])
+def test_links_and_devices_in_a_zip(tmp_path, kind, word):
+    info = zipfile.ZipInfo("door")
+    info.create_system, info.external_attr = 3, (kind | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as out:
+        out.writestr(info, "/etc")
+    assert f"'door', a {word}" in refused(tmp_path / "a.zip", tmp_path / "new")
+
+
+def test_a_path_that_comes_twice(tmp_path):
+    pairs = ([("a", b"1"), ("a", b"2")], [("a", b"1"), ("a/b", b"2")], [("a/b", b"1"), ("a", b"2")])
+    for number, members in enumerate(pairs):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as out:
+            for name, content in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                out.addfile(info, io.BytesIO(content))
+        message = refused(tmp_path / f"{number}.tar", tmp_path / "new")
+        assert f"'{members[1][0]}' twice" in message
+
+
+def test_nothing_is_overwritten(tmp_path):
+    archive = pack(tmp_path / "a.tar", BOTTLE)
+    folder = tmp_path / "full"
+    folder.mkdir()
+    (folder / "mine").write_text("1")
+    assert str(folder / "a") in refused(archive, folder)
+    assert "not an empty folder" in refused(archive, archive)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert contents(unpack(archive, tmp_path / "link")) == BOTTLE
+    assert contents(tmp_path / "empty") == BOTTLE
+
+
+def test_limits(tmp_path):
+    zeros = {"a": bytes(600_000), "b": bytes(600_000)}
+    for suffix in SUFFIXES:
+        bomb = pack(tmp_path / f"a.{suffix}", zeros)
+        assert "max_bytes" in refused(bomb, tmp_path / "new", max_bytes=1_199_999)
+        assert "max_members" in refused(bomb, tmp_path / "new", max_members=1)
+    assert contents(unpack(bomb, tmp_path / "new", max_bytes=1_200_000, max_members=2)) == zeros
+
+
+def test_a_forged_header_does_not_fill_the_memory(tmp_path):
+    info = special("x", tarfile.XHDTYPE)
+    info.size = 8 * 2**20
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as out:
+        out.addfile(info, io.BytesIO(bytes(info.size)))
+    assert "a header of" in refused(tmp_path / "a.tar.xz", tmp_path / "new")
+
+
+def test_data_after_the_end(tmp_path):
+    archive = pack(tmp_path / "a.tar", {"a": b"1"})
+    with archive.open("ab") as file:
+        file.truncate(80 * 2**20)
+    assert "after the end" in refused(archive, tmp_path / "new")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_disk_space_is_checked(tmp_path, monkeypatch, suffix):
+    archive = pack(tmp_path / f"a.{suffix}", {"small": b"1", "large": bytes(900_000)})
+    free = 899_999
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free)
+    )
+    assert f"{free} are free" in refused(archive, tmp_path / "new")
+    free = 1_000_000
+    assert len(contents(unpack(archive, tmp_path / "new"))) == 2
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_disk_space_is_checked_before_anything_is_written(tmp_path, monkeypatch, suffix):
+    archive = pack(tmp_path / f"a.{suffix}", {"a": bytes(600_000), "b": bytes(600_000)})
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 900_000, 900_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)  # each file alone fits
+    monkeypatch.setattr(shutil, "copyfileobj", None)
+    assert "900000 are free" in refused(archive, tmp_path / "new")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_truncation_is_noticed(tmp_path, suffix):
+    whole = pack(tmp_path / f"a.{suffix}", {"a": b"1" * 700, "b": bytes(range(256)) * 5})
+    content = whole.read_bytes()
+    # A plain tar: headers, contents and a block of zeros. The padding after that carries nothing.
+    last = 512 + 1024 + 512 + 1536 + 512 if suffix == "tar" else len(content)
+    cut = tmp_path / f"cut.{suffix}"
+    for size in {0, 1, 5, 511, 512, 513, 1024, 1536, 2048, 2100, last - 513, last - 9, last - 1}:
+        if 0 <= size < last:
+            cut.write_bytes(content[:size])
+            assert "download it again" in refused(cut, tmp_path / "new"), size
+    cut.write_bytes(content[:last])
+    assert len(contents(unpack(cut, tmp_path / "new"))) == 2
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_damage_is_an_error_or_changes_nothing_outside(tmp_path, suffix, data):
+    whole = tmp_path / f"a.{suffix}"
+    if not whole.exists():
+        pack(whole, {"a/b": b"1" * 700, "c": bytes(range(256))})
+    content = bytearray(whole.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content), 3000) - 1))] = data.draw(
+            st.integers(0, 255)
+        )
+    (tmp_path / "bad").write_bytes(content)
+    folder = tmp_path / "new"
+    try:
+        unpack(tmp_path / "bad", folder)
+    except DataError:
+        assert not folder.exists()
+    shutil.rmtree(folder, ignore_errors=True)
+    assert {path.name for path in tmp_path.iterdir()} == {whole.name, "bad"}
+
+
+def test_what_is_no_archive(tmp_path):
+    page = tmp_path / "mvtec.tar.xz"
+    page.write_text("<html>Please accept the licence.</html>" * 50)
+    assert "no .tar, .tar.gz, .tar.xz or .zip archive" in refused(page, tmp_path / "new")
+    assert "does not exist" in refused(tmp_path / "absent.tar", tmp_path / "new")
+    assert "is a folder" in refused(tmp_path, tmp_path / "new")
+
+
+def test_a_zip_with_a_password(tmp_path):
+    archive = pack(tmp_path / "a.zip", {"a": b"1"})
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\x01\x02") + 8] |= 1  # the flag in the directory
+    archive.write_bytes(content)
+    assert "password" in refused(archive, tmp_path / "new")
+
+
+def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
+    archive = pack(tmp_path / "a.tar", BOTTLE)
+    written = []
+
+    def interrupted(source, target, length):
+        if written:
+            assert (tmp_path / ".new.unpacking/bottle/license.txt").is_file()
+            raise KeyboardInterrupt
+        written.append(target.write(source.read()))
+
+    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(archive, tmp_path / "new")
+    assert written and list(tmp_path.iterdir()) == [archive]
+
+
+def test_a_killed_unpacking_is_not_mistaken_for_a_finished_one(tmp_path):
+    archive = pack(tmp_path / "a.tar", BOTTLE)
+    (tmp_path / ".new.unpacking").mkdir()
+    (tmp_path / ".new.unpacking/half.png").touch()
+    assert "remove that folder" in refused(archive, tmp_path / "new")
+
+
+def test_a_checksum_given(tmp_path):
+    archive = pack(tmp_path / "a.tar", BOTTLE)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    message = refused(archive, tmp_path / "new", "0" * 64)
+    assert digest in message and "given" in message and "if you trust" not in message
+    for wrong in ("", "abc", "g" * 64, digest + "0"):
+        assert "64 hexadecimal digits" in refused(archive, tmp_path / "new", wrong)
+    assert contents(unpack(archive, tmp_path / "new", f" {digest.upper()}\n")) == BOTTLE
+
+
+def test_a_checksum_published(tmp_path):
+    archive = pack(tmp_path / "VisA_20220922.tar", BOTTLE)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    message = refused(archive, tmp_path / "new")
+    assert archives.PUBLISHED["VisA_20220922.tar"] in message and "published" in message
+    assert f"pass the SHA-256 {digest} if you trust" in message
+    assert contents(unpack(archive, tmp_path / "new", digest)) == BOTTLE
+    assert all(len(bytes.fromhex(digest)) == 32 for digest in archives.PUBLISHED.values())
+
+
+def test_the_command(tmp_path):
+    archive = pack(tmp_path / "a.tar.xz", BOTTLE | {"cable/train/good/0.png": png()})
+    command = [sys.executable, "-m", "effad_core.datasets.archives", str(archive)]
+    options = {"capture_output": True, "text": True, "cwd": Path(__file__).parents[2]}
+    result = subprocess.run([*command, str(tmp_path / "new")], **options)
+    assert result.returncode == 0 and "Warning" not in result.stderr
+    assert "mvtec-ad: bottle, cable" in result.stdout
+    assert f'open_scenario("{tmp_path / "new/bottle"}")' in result.stdout
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    archive = pack(tmp_path / "a.tar", BOTTLE)
+    assert main([str(archive), str(tmp_path / "new"), "--sha256", "0" * 64]) == 1
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1 and "not 0000" in output.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_looks_one_folder_down_and_says_if_there_is_none(tmp_path, capsys):
+    nested = {f"mine/{name}": content for name, content in BOTTLE.items()}
+    assert main([str(pack(tmp_path / "a.zip", nested)), str(tmp_path / "new")]) == 0
+    assert "new/mine/bottle" in capsys.readouterr().out
+    assert main([str(pack(tmp_path / "b.zip", {"a": b"1"})), str(tmp_path / "other")]) == 0
+    assert "no scenario found" in capsys.readouterr().out
