@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn's, heavy ties included."""
+"""Image metrics against scikit-learn's, heavy ties included."""
 
 import numpy as np
 import pytest
@@ -32,6 +32,23 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("metric", PAIRS)
+def test_scores_are_compared_as_they_are(metric):
+    tie = metric([0, 1], [0.0, -0.0])
+    assert tie == 0.5
+    assert metric([0, 1], [1.0, np.nextafter(1, 2)]) == metric([0, 1], [2**53, 2**53 + 1]) == 1
+    assert metric([0, 1], np.uint8([0, 255])) == metric([0, 1], np.float16([-65504, 65504])) == 1
+    assert metric([1, 0], np.uint8([0, 255])) < 1
+
+
+@pytest.mark.parametrize("metric", PAIRS)
+def test_scores_are_not_changed(metric):
+    scores = np.array([3.0, 1, 2, 0])
+    scores.flags.writeable = False
+    assert metric([1, 0, 1, 0], scores) == 1
+    assert scores.tolist() == [3, 1, 2, 0]
+
+
+@pytest.mark.parametrize("metric", PAIRS)
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
@@ -43,6 +60,10 @@ def test_by_hand():
         ([0, 1], [1, 2, 3], "one length"),
         ([[0, 1]], [[1, 2]], "one length"),
         ([0, 2], [1, 2], "0 .normal. or 1"),
+        ([0, np.nan], [1, 2], "0 .normal. or 1"),
+        ([0, 1], [1, 2j], "real numbers, not complex128"),
+        ([0, 1], [1, None], "real numbers, not object"),
+        ([0, 1], ["1", "2"], "real numbers, not <U1"),
     ],
 )
 def test_refused(metric, labels, scores, message):

@@ -1,0 +1,213 @@
+"""The sweep: it resumes, skips nothing silently, and its tables hold the numbers of its runs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from effad_core import sweep
+from effad_core.datasets import DATASETS, DataError
+
+
+def scenario_folder(folder, drawn):
+    """Three training images, a good test image and one with a white corner."""
+    for name, images in (("train/good", drawn[:3]), ("test/good", drawn[3:5])):
+        (folder / name).mkdir(parents=True)
+        for path in images:
+            shutil.copy(path, folder / name)
+    (folder / "test" / "spot").mkdir()
+    for path in drawn[5:7]:
+        image = np.array(Image.open(path))
+        image[:80, :80] = 255
+        Image.fromarray(image).save(folder / "test" / "spot" / path.name)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path, drawn):
+    for name in ("bolt", "clip"):
+        scenario_folder(tmp_path / "parts" / name, drawn)
+    return tmp_path / "parts"
+
+
+@pytest.fixture
+def run(narrow, monkeypatch, tmp_path, capsys):
+    """The command under the profile smoke, on narrow networks; returns its output and file."""
+
+    class Shipped:
+        def __init__(self, size):
+            self.size = size
+
+        def load_teacher(self):
+            return narrow()
+
+    monkeypatch.setattr(sweep, "EfficientAD", Shipped)
+
+    def call(*arguments, fails=False):
+        output = tmp_path / "results.json"
+        options = ["--profile", "smoke", "--runs", tmp_path / "runs", "--output", output]
+        code = None
+        try:
+            sweep.main([str(part) for part in (*arguments, *options)])
+        except SystemExit as error:
+            code = error.code
+        assert bool(code) == fails, code
+        content = json.loads(output.read_text()) if output.exists() else None
+        return capsys.readouterr().out, content, code
+
+    return call
+
+
+def test_a_sweep_resumes_and_repeats_nothing(dataset, run, monkeypatch, tmp_path):
+    text, content, _ = run(dataset, "--seeds", 0, 1)
+    scenarios = content["scenarios"]
+    assert list(scenarios) == ["bolt", "clip"] and content["failed"] == {}
+    assert scenarios["bolt"]["dataset"] == "parts"
+    for name, entry in scenarios.items():
+        assert list(entry["seeds"]) == ["0", "1"]
+        for seed, metrics in entry["seeds"].items():
+            written = tmp_path / "runs" / f"{name}-smoke-small-seed{seed}" / "metrics.json"
+            assert json.loads(written.read_text())["metrics"] == metrics
+            assert set(metrics) == {"all", "spot"}
+        areas = [m["all"]["image_auroc"] for m in entry["seeds"].values()]
+        row = next(line for line in text.splitlines() if line.startswith(f"{name} "))
+        assert f"{np.mean(areas):.3f} ± {np.std(areas, ddof=1):.3f}" in row
+
+    def forbidden(*_):
+        raise AssertionError("evaluated again")
+
+    monkeypatch.setattr(sweep, "evaluate", forbidden)
+    again_text, again, _ = run(dataset, "--seeds", 0, 1)
+    assert again == content and again_text.count("evaluated before") == 4
+
+
+def test_other_test_images_or_a_damaged_file_are_evaluated_again(dataset, run, tmp_path):
+    run(dataset / "bolt", "--seeds", 0)
+    metrics = tmp_path / "runs" / "bolt-smoke-small-seed0" / "metrics.json"
+    (dataset / "bolt" / "test" / "spot" / "5.png").unlink()
+    text, second, _ = run(dataset / "bolt", "--seeds", 0)
+    assert "evaluated before" not in text
+    assert len(json.loads(metrics.read_text())["images"]) == 3
+    metrics.write_text(metrics.read_text()[:100])
+    text, third, _ = run(dataset / "bolt", "--seeds", 0)
+    assert "metrics.json is damaged and is written anew" in text and third == second
+
+
+def test_what_fails_is_named_and_the_rest_is_done(dataset, run):
+    broken = dataset / "bolt" / "test" / "spot" / "5.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    text, content, code = run(dataset, "--seeds", 0, fails=True)
+    assert "1 of the runs FAILED" in code and "5.png cannot be read" in code
+    assert content["failed"].keys() == {"bolt-smoke-small-seed0"}
+    assert content["scenarios"]["bolt"]["seeds"] == {}
+    assert content["scenarios"]["clip"]["seeds"].keys() == {"0"}
+    assert "clip" in text
+
+
+def test_an_interrupted_sweep_goes_on(dataset, run, monkeypatch):
+    calls, train = [], sweep.train
+
+    def pressed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(sweep, "train", pressed)
+    _, content, code = run(dataset, "--seeds", 0, fails=True)
+    assert code == 130
+    assert [len(entry["seeds"]) for entry in content["scenarios"].values()] == [1, 0]
+    text, content, _ = run(dataset, "--seeds", 0)
+    assert [len(entry["seeds"]) for entry in content["scenarios"].values()] == [1, 1]
+    assert text.count("evaluated before") == 1
+
+
+def test_sources_are_names_folders_and_datasets(dataset):
+    entries = sweep.plan(["solar-mono", str(dataset), "tray"])
+    assert [(e.dataset, e.name) for e in entries] == [
+        ("solar-mono", "solar-mono"), ("parts", "bolt"), ("parts", "clip"), ("tray", "tray")
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="two scenarios are called bolt"):
+        sweep.plan([str(dataset), str(dataset / "bolt")])
+
+
+def test_a_wrong_source_is_one_sentence(run):
+    _, content, code = run("no-such-folder", fails=True)
+    assert "no-such-folder" in code and content is None
+
+
+def seeds(*areas, **groups):
+    """Metrics of one scenario, a seed for each area."""
+    return {str(i): {"all": {"image_auroc": a}, **groups} for i, a in enumerate(areas)}
+
+
+def test_means_over_seeds_then_over_scenarios():
+    results = {
+        "bottle": {"dataset": "mvtec-ad", "seeds": seeds(0.9, 1.0)},
+        "cable": {"dataset": "mvtec-ad", "seeds": seeds(0.75)},
+        "candle": {"dataset": "visa", "seeds": seeds(0.5)},
+        "mine": {"dataset": "mine", "seeds": seeds(0.1)},
+        "pill": {"dataset": "mvtec-ad", "seeds": {}},
+    }
+    assert sweep.dataset_means(results) == pytest.approx({"mvtec-ad": 0.85, "visa": 0.5})
+    text = sweep.tables(results)
+    assert "2 of 15 of mvtec-ad, 1 of 12 of visa" in text
+    last = text.splitlines()[-1].split()
+    assert last == ["this", "sweep", "0.850", "0.500"]
+    assert "EfficientAD-S (paper)" in text and "overall" not in text
+
+
+def test_all_three_datasets_have_an_overall_mean():
+    results = {
+        d: {"dataset": d, "seeds": seeds(a)} for d, a in zip(DATASETS, (0.9, 0.6, 0.3), strict=True)
+    }
+    lines = sweep.tables(results).splitlines()
+    assert lines[-1].split() == ["this", "sweep", "0.900", "0.600", "0.300", "0.600"]
+    ours = next(line for line in lines if line.startswith("EfficientAD-M"))
+    assert ours.split() == ["EfficientAD-M", "(paper)", "0.991", "0.907", "0.981", "0.960"]
+
+
+def test_loco_shows_both_kinds_and_counts_their_mean():
+    names = ("image_auroc", "image_auroc_student_teacher", "image_auroc_autoencoder")
+    groups = {
+        "structural_anomalies": dict(zip(names, (0.9, 0.8, 0.7), strict=True)),
+        "logical_anomalies": dict(zip(names, (0.5, 0.4, 0.6), strict=True)),
+        "mean": dict(zip(names, (0.7, 0.6, 0.65), strict=True)),
+    }
+    results = {"splicing_connectors": {"dataset": "mvtec-loco", "seeds": seeds(0.99, **groups)}}
+    assert sweep.dataset_means(results) == {"mvtec-loco": 0.7}
+    text = sweep.tables(results)
+    rows = [line.split() for line in text.splitlines() if line.startswith("splicing")]
+    assert rows[1:] == [
+        ["splicing_connectors", "combined", "0.900", "0.500", "0.700"],
+        ["splicing_connectors", "S-T", "alone", "0.800", "0.400", "0.600"],
+        ["splicing_connectors", "AE", "alone", "0.700", "0.600", "0.650"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [([0.5], "0.500"), ([0.5, 0.7], "0.600 ± 0.141"), ([0.5, None], "-")],
+)
+def test_spread(values, shown):
+    runs = [{} if value is None else {"m": value} for value in values]
+    assert sweep.spread(runs, "m") == shown
+
+
+def test_nothing_measured():
+    assert sweep.tables({"a": {"dataset": "a", "seeds": {}}}) == "nothing was measured"
+
+
+def test_the_papers_figures_fit_one_another():
+    """Its overall mean is that of its three datasets, LOCO's that of its two kinds."""
+    content = json.loads(sweep.PAPER.read_text(encoding="utf-8"))
+    assert len(content["methods"]) == 10 and "WACV 2024" in content["source"]
+    for name, values in content["methods"].items():
+        areas = values["image_auroc"]
+        assert np.mean([areas[d] for d in DATASETS]) == pytest.approx(
+            areas["overall"], abs=0.051
+        ), name
+        both = (areas["structural"] + areas["logical"]) / 2
+        assert both == pytest.approx(areas["mvtec-loco"], abs=0.101), name
