@@ -88,10 +88,12 @@ def run_one(
     run_dir: Path,
     seed: int,
     size: str = "small",
+    maps: Path | None = None,
 ) -> Metrics:
     """Train (or take up, or load) one run and evaluate it, unless its metrics are there already.
 
     metrics.json counts as this run's if it names the bytes of its detector and its test images.
+    With a folder `maps`, the run is evaluated in any case and its anomaly maps are written there.
     """
     detector = EfficientAD(size).load_teacher()
     start = time.perf_counter()
@@ -102,7 +104,7 @@ def run_one(
         "detector": sha256((run_dir / DETECTOR).read_bytes()).hexdigest(),
         "test_images": sha256(files.encode("utf-8", "surrogateescape")).hexdigest(),
     }
-    if (run_dir / METRICS).exists():
+    if maps is None and (run_dir / METRICS).exists():
         try:
             found = json.loads((run_dir / METRICS).read_text())
             if identity.items() <= found.items():
@@ -110,7 +112,10 @@ def run_one(
                 return found["metrics"]
         except (ValueError, AttributeError):
             print(f"{run_dir / METRICS} is damaged and is written anew", flush=True)
-    metrics = evaluate(detector, scenario).save(run_dir, seed=seed, **identity)
+    evaluation = evaluate(detector, scenario, keep_maps=None if maps is None else True)
+    metrics = evaluation.save(run_dir, seed=seed, **identity)
+    if maps is not None:
+        print(f"maps in {evaluation.save_maps(maps / run_dir.name)}", flush=True)
     areas = "  ".join(f"{COLUMNS[n]} {headline(metrics)[n]:.3f}" for n in list(COLUMNS)[:3])
     print(f"{run_dir.name}: {areas}   ({minutes:.1f} min of training in this call)", flush=True)
     return metrics
@@ -228,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
+    parser.add_argument("--maps", type=Path, help="write anomaly maps (float32 TIFFs) into this")
     parser.add_argument("--runs", type=Path, default=ROOT / "build" / "runs")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "results" / RESULTS)
     args = parser.parse_args(arguments)
@@ -258,6 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         args.runs / run,
                         seed,
                         args.size,
+                        args.maps,
                     )
                 except (DataError, RunError, ValueError) as error:
                     failed[run] = str(error)

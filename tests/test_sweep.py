@@ -95,6 +95,17 @@ def test_other_test_images_or_a_damaged_file_are_evaluated_again(dataset, run, t
     assert "metrics.json is damaged and is written anew" in text and third == second
 
 
+def test_maps_on_request_also_of_a_run_that_was_evaluated_before(dataset, run, tmp_path):
+    _, first, _ = run(dataset / "bolt", "--seeds", 0)
+    _, second, _ = run(dataset / "bolt", "--seeds", 0, "--maps", tmp_path / "maps")
+    assert first == second
+    folder = tmp_path / "maps" / "bolt-smoke-small-seed0" / "bolt" / "test"
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tiff"))
+    assert found == ["good/3.tiff", "good/4.tiff", "spot/5.tiff", "spot/6.tiff"]
+    with Image.open(folder / found[0]) as m:
+        assert m.size == (280, 264) and m.mode == "F"
+
+
 def test_what_fails_is_named_and_the_rest_is_done(dataset, run):
     broken = dataset / "bolt" / "test" / "spot" / "5.png"
     broken.write_bytes(broken.read_bytes()[:500])
