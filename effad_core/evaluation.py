@@ -62,17 +62,21 @@ class Evaluation:
 
     def subset(self, anomaly_type: str) -> "Evaluation":
         """The normal images and the anomalous ones of one type."""
-        keep = [
-            index
-            for index, sample in enumerate(self.samples)
-            if sample.label == 0 or sample.anomaly_type == anomaly_type
-        ]
+        keep = self._indices(anomaly_type)
         return Evaluation(
             self.name,
             tuple(self.samples[index] for index in keep),
             {name: scores[keep] for name, scores in self.scores.items()},
             None if self.maps is None else tuple(self.maps[index] for index in keep),
         )
+
+    def _indices(self, anomaly_type: str) -> list[int]:
+        """Of the normal images and the anomalous ones of one type."""
+        return [
+            index
+            for index, sample in enumerate(self.samples)
+            if sample.label == 0 or sample.anomaly_type == anomaly_type
+        ]
 
     def metrics(self) -> dict[str, dict[str, float]]:
         """Every metric, by group of images.
@@ -89,13 +93,10 @@ class Evaluation:
             DataError: if a mask cannot be read.
         """
         truth = self._truth()
-        groups = {"all": self._metrics(range(len(self.samples)), truth)}
+        groups = {"all": self._metrics(list(range(len(self.samples))), truth)}
         types = sorted({sample.anomaly_type for sample in self.samples if sample.label})
         for kind in types:
-            chosen = [
-                i for i, s in enumerate(self.samples) if not s.label or s.anomaly_type == kind
-            ]
-            groups[kind] = self._metrics(chosen, truth)
+            groups[kind] = self._metrics(self._indices(kind), truth)
         if set(types) == set(KINDS):
             first, second = (groups[kind] for kind in KINDS)
             groups["mean"] = {name: (first[name] + second[name]) / 2 for name in first}
@@ -108,8 +109,7 @@ class Evaluation:
             return None
         return [sample.load_defects() for sample in self.samples]
 
-    def _metrics(self, chosen: Sequence[int], truth: list | None) -> dict[str, float]:
-        chosen = list(chosen)
+    def _metrics(self, chosen: list[int], truth: list | None) -> dict[str, float]:
         labels = self.labels[chosen]
         found = {"image_auroc": image_auroc(labels, self.scores["combined"][chosen])}
         for name in MAPS[1:]:

@@ -12,8 +12,8 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 def resolve_precision(precision: str, device: torch.device) -> str:
     """ "auto" becomes "bfloat16" where the processor is faster in it, else "float32".
 
-    Instructions for bfloat16 do not make a processor fast in it: matrix units (AMX) triple the
-    speed of float32, vector instructions alone may halve it. So a CPU is timed, once a process.
+    Instructions for bfloat16 do not make a processor fast in it: matrix units (AMX) do, vector
+    instructions alone may be slower than float32. So a CPU is timed, once a process.
 
     Raises:
         ValueError: for any other name.

@@ -72,7 +72,7 @@ class Schedule:
 
     @classmethod
     def laptop(cls, **changes) -> "Schedule":
-        """A real result in about 20 minutes on two CPU cores, sooner where bfloat16 is fast."""
+        """A real result on a CPU."""
         base = cls(
             iterations=600,
             autoencoder_iterations=900,

@@ -55,7 +55,7 @@ FOLDERS = {  # split of the drawing -> folder of its images
 
 
 def tray_folder(root: str | os.PathLike | None = None) -> Path:
-    """The folder of the parts tray, drawn now (in about a minute) if it is not there yet.
+    """The folder of the parts tray, drawn now if it is not there yet.
 
     Args:
         root: the folder to put it into; the repository's `data` by default.
