@@ -16,6 +16,8 @@ _HOMES = {
     "Sample": "datasets",
     "Scenario": "datasets",
     "Schedule": "training",
+    "TeacherReport": "report",
+    "teacher_report": "report",
     "distill": "distillation",
     "evaluate": "evaluation",
     "open_extractor": "backbones",

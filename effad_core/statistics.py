@@ -15,9 +15,8 @@ def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every channel over a stream of feature maps.
 
     Algorithm 1, lines 3-10 (mu, sigma of the teacher) and Algorithm 3, lines 2-12 (of Psi): all
-    channels at once, and without holding the sequence X.
-    Chan's parallel update in float64, so a mean far larger than the deviation costs no precision.
-    The deviation is the population's (divided by n).
+    channels at once, and without holding the sequence X (see `ChannelMoments`): a mean far larger
+    than the deviation costs no precision. The deviation is the population's (divided by n).
 
     Args:
         features: feature maps, each of shape (N, C, H, W) with the same C; N, H, W may vary.
@@ -29,28 +28,15 @@ def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         ValueError: for an empty stream, NaN or infinite features, or a channel that never varies
             (it would be divided by zero); the sentence names the channels.
     """
-    # Algorithm 1, line 4; Algorithm 3, line 3: instead of an empty sequence X, three running sums
-    count, mean, squares = 0, torch.zeros(()), torch.zeros(())
+    moments = ChannelMoments()  # Algorithm 1, line 4; Algorithm 3, line 3
     for maps in features:
-        # Algorithm 1, lines 3 and 7; Algorithm 3, lines 2 and 9: take in the maps of all channels
-        values = maps.detach().transpose(0, 1).flatten(start_dim=1).double()  # (C, N*H*W)
-        n = values.shape[1]
-        chunk_mean = values.mean(dim=1)
-        delta = chunk_mean - mean
-        squares = (
-            squares
-            + (values - chunk_mean[:, None]).square().sum(dim=1)
-            + delta.square() * (count * n / (count + n))
-        )
-        mean = mean + delta * (n / (count + n))
-        count += n
-    if count == 0:
+        moments.add(maps)
+    if moments.count == 0:
         raise ValueError("no features to take statistics of: the stream was empty")
-    if not (torch.isfinite(mean).all() and torch.isfinite(squares).all()):
+    mean, sigma = moments.mean, moments.deviation  # Algorithm 1, line 9; Algorithm 3, line 11
+    if not (torch.isfinite(mean).all() and torch.isfinite(sigma).all()):
         raise ValueError("the features contain NaN or infinite values; check the network's weights")
-    sigma = (squares / count).sqrt()  # Algorithm 1, line 9; Algorithm 3, line 11
-    # float32 values that only flicker in their last bit deviate by at most 6e-8 of their mean
-    dead = torch.nonzero(sigma <= 1e-7 * mean.abs().clamp(min=1e-5)).flatten().tolist()
+    dead = torch.nonzero(never_varies(mean, sigma)).flatten().tolist()
     if dead:
         shown = ", ".join(map(str, dead[:8])) + (", ..." if len(dead) > 8 else "")
         raise ValueError(
@@ -58,6 +44,72 @@ def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
             "use images that are not all one colour, or another teacher"
         )
     return mean.float().cpu(), sigma.float().cpu()
+
+
+class ChannelMoments:
+    """Mean and deviation of every channel of the feature maps seen so far; refuses nothing.
+
+    Instead of the sequence X of Algorithms 1 and 3 it holds running sums, by Chan's parallel update
+    in float64. NaN or infinite features leave their own channel without finite results, no other.
+
+    Args:
+        covariance: also keep the covariance of every two channels, C x C numbers.
+
+    Attributes:
+        count: cells seen so far, in all maps together.
+        mean: of each channel, float64, shape (C,).
+    """
+
+    def __init__(self, covariance: bool = False):
+        self.count, self.mean = 0, torch.zeros(())
+        self._products = covariance
+        self._squares = torch.zeros(())  # around the mean: (C,), or (C, C) with covariance
+
+    def add(self, maps: Tensor) -> None:
+        """Take in feature maps of shape (N, C, H, W)."""
+        # Algorithm 1, lines 3 and 7; Algorithm 3, lines 2 and 9: take in the maps of all channels
+        values = maps.detach().transpose(0, 1).flatten(start_dim=1).double()  # (C, N*H*W)
+        n = values.shape[1]
+        chunk_mean = values.mean(dim=1)
+        delta = chunk_mean - self.mean
+        weight = self.count * n / (self.count + n)
+        centred = values - chunk_mean[:, None]
+        if self._products:
+            self._squares = self._squares + centred @ centred.T + torch.outer(delta, delta) * weight
+        else:
+            self._squares = self._squares + centred.square().sum(dim=1) + delta.square() * weight
+        self.mean = self.mean + delta * (n / (self.count + n))
+        self.count += n
+
+    @property
+    def deviation(self) -> Tensor:
+        """The population's standard deviation (divided by n), float64, shape (C,)."""
+        squares = self._squares.diagonal() if self._products else self._squares
+        return (squares / self.count).sqrt()
+
+    @property
+    def covariance(self) -> Tensor:
+        """The population's covariance, float64, shape (C, C).
+
+        Raises:
+            ValueError: if it was not asked for.
+        """
+        if not self._products:
+            raise ValueError("no covariance was kept: build ChannelMoments(covariance=True)")
+        return self._squares / self.count
+
+
+def never_varies(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Which channels hold one value throughout: to divide by their deviation is meaningless.
+
+    Args:
+        mean, deviation: of each channel, shape (C,).
+
+    Returns:
+        Booleans, shape (C,). False where a value is NaN.
+    """
+    # float32 values that only flicker in their last bit deviate by at most 6e-8 of their mean
+    return deviation <= 1e-7 * mean.abs().clamp(min=1e-5)
 
 
 class StreamQuantiles:

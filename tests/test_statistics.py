@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effad_core.statistics import StreamQuantiles, channel_statistics
+from effad_core.statistics import ChannelMoments, StreamQuantiles, channel_statistics
 
 
 def reference(maps):
@@ -60,6 +60,40 @@ def test_statistics_refuse_what_is_not_finite(value):
 def test_statistics_of_nothing():
     with pytest.raises(ValueError, match="empty"):
         channel_statistics([])
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1, 0), (1e-2, 1e4)])
+def test_covariances_equal_numpys(scale, shift):
+    maps = random_maps([(3, 4, 6), (1, 1, 1), (2, 7, 3)], scale, shift)
+    for m in maps:
+        m[:, 1] += 0.5 * m[:, 0]
+    moments = ChannelMoments(covariance=True)
+    for m in maps:
+        moments.add(m)
+    values = np.concatenate([m.numpy().swapaxes(0, 1).reshape(5, -1) for m in maps], axis=1)
+    expected = np.cov(values.astype(np.float64), bias=True)
+    assert moments.count == values.shape[1] == 115
+    np.testing.assert_allclose(moments.covariance, expected, rtol=1e-9, atol=1e-9 * scale**2)
+    np.testing.assert_allclose(moments.deviation, expected.diagonal() ** 0.5, rtol=1e-9)
+    with pytest.raises(ValueError, match="no covariance was kept"):
+        _ = ChannelMoments().covariance
+
+
+@pytest.mark.parametrize("covariance", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_moments_of_other_channels_survive_what_is_not_finite(value, covariance):
+    maps = random_maps([(2, 4, 4), (1, 4, 4)])
+    expected_mu, expected_sigma = reference(maps)
+    maps[1][0, 2, 3, 3] = value
+    moments = ChannelMoments(covariance)
+    for m in maps:
+        before = m.clone()
+        moments.add(m)
+        assert torch.equal(m.nan_to_num(7), before.nan_to_num(7))
+    others = [0, 1, 3, 4]
+    np.testing.assert_allclose(moments.mean[others], expected_mu[others])
+    np.testing.assert_allclose(moments.deviation[others], expected_sigma[others])
+    assert not torch.isfinite(moments.mean[2]) and not torch.isfinite(moments.deviation[2])
 
 
 @settings(max_examples=100, deadline=None)
