@@ -1,29 +1,38 @@
 """Algorithm 3: distil a pretrained extractor Psi into a patch description network, the teacher T.
 
 Notebook 02 walks through it. The lines cited here are those of Algorithm 3 in the supplement.
+
+    python -m effad_core.distillation FOLDER --run-dir build/distil/small
+    torchrun --nproc-per-node 4 -m effad_core.distillation FOLDER --run-dir build/distil/small
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from effad_core.backbones import FeatureExtractor, open_extractor
-from effad_core.datasets.pretraining import PretrainingImages, open_pretraining
+from effad_core import distributed
+from effad_core.backbones import BACKBONES, FeatureExtractor, open_extractor
+from effad_core.datasets.pretraining import Draws, PretrainingImages, open_pretraining
 from effad_core.datasets.transforms import normalise
 from effad_core.losses import mean_squared_difference
+from effad_core.memory import keep_freed_memory
 from effad_core.networks import PatchDescriptionNetwork, output_length
 from effad_core.precision import autocast, resolve_precision
-from effad_core.runs import Run, write_tensors
+from effad_core.runs import Run, load_weights, read_tensors, write_tensors
 from effad_core.statistics import channel_statistics
 
 PRESETS = ("smoke", "quick", "laptop", "paper")
+TEACHER = "teacher.safetensors"
+HELD_OUT_BATCHES = 16
+OUTPUT_BATCHES = 64  # for the mean and deviation of the teacher's output
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,13 @@ class DistillationSchedule:
 
     Attributes:
         iterations: optimiser steps (line 14).
-        batch_size: images a step (line 16).
+        batch_size: images a step (line 16), of all processes together.
         statistics_images: images for mu and sigma of Psi (line 4).
-        learning_rate: Adam's.
+        optimizer: "adam" (line 13), or "muon": Muon for the kernels, Adam for the biases. Muon
+            needs about half of Adam's iterations for the same loss.
+        learning_rate: Adam's; Muon's steps are scaled to the size of Adam's.
         cosine: decay the learning rate to 1 % along half a cosine; the paper keeps it constant.
-        size: side of T's square input in pixels; Psi's input is twice as large.
+        size: side of T's square input in pixels; Psi's is `extractor.input_size(size)`.
         scales: None resizes whole images (lines 7, 20). Otherwise T and Psi see a random window
             of an image, magnified for Psi by a factor drawn between these two: many small crops
             hold more different patches than a few whole images at the same cost.
@@ -48,6 +59,7 @@ class DistillationSchedule:
     iterations: int = 60_000
     batch_size: int = 16
     statistics_images: int = 10_000
+    optimizer: str = "adam"
     learning_rate: float = 1e-4
     weight_decay: float = 1e-5
     cosine: bool = False
@@ -57,6 +69,10 @@ class DistillationSchedule:
     gray_probability: float = 0.1
     precision: str = "float32"
 
+    def __post_init__(self):
+        if self.optimizer not in ("adam", "muon"):
+            raise ValueError(f'optimizer must be "adam" or "muon", not {self.optimizer!r}')
+
     @classmethod
     def paper(cls) -> "DistillationSchedule":
         """Algorithm 3 to the letter; for a GPU."""
@@ -64,11 +80,12 @@ class DistillationSchedule:
 
     @classmethod
     def laptop(cls) -> "DistillationSchedule":
-        """Many small crops, for two CPU cores: about an hour."""
+        """Many small crops, for two CPU cores: about two hours."""
         return cls(
             iterations=4_000,
             statistics_images=1_024,
-            learning_rate=1e-3,
+            optimizer="muon",
+            learning_rate=2e-3,
             cosine=True,
             size=128,
             scales=(0.6, 1.6),
@@ -98,6 +115,95 @@ class DistillationSchedule:
         return getattr(cls, name)()
 
 
+class Pairs:
+    """Batches as Algorithm 3 sees them: T's input, and Psi's normalised features as its target.
+
+    Args:
+        extractor: Psi.
+        schedule: for sizes, scales, padding and precision.
+        device: where the networks are.
+        workers: processes that read and cut images; 0: this one.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        schedule: DistillationSchedule,
+        device: torch.device,
+        workers: int = 0,
+    ):
+        self.extractor, self.schedule, self.device, self.workers = (
+            extractor, schedule, device, workers,
+        )  # fmt: skip
+        self.precision = resolve_precision(schedule.precision, device)
+        self.psi_size = extractor.input_size(schedule.size)
+        self.cells = output_length(schedule.size, schedule.padding)
+        extractor.to(device, memory_format=torch.channels_last)
+
+    def images(
+        self, source: PretrainingImages, key: tuple[int, ...], batches: Sequence[range]
+    ) -> Iterator[Tensor]:
+        """Images for Psi, uint8, (n, 3, psi_size, psi_size); lines 5-7 and 17-19.
+
+        Args:
+            source: the images.
+            key: the same key gives the same draws.
+            batches: the numbers of the draws in each batch.
+        """
+        schedule = self.schedule
+        draws = Draws(source, key, self.psi_size, schedule.scales, schedule.gray_probability)
+        yield from DataLoader(
+            draws,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            multiprocessing_context="spawn" if self.workers else None,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # leaves torch's own generator alone
+        )
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Psi's features, float32, shape (n, C, h, w), of the cells that T has."""
+        with autocast(self.precision, self.device):
+            maps = self.extractor(images.to(self.device))  # Algorithm 3, lines 8 and 21
+        inner = slice(None) if self.schedule.padding else slice(4, 4 + self.cells)
+        return maps.float()[..., inner, inner]
+
+    def teacher_input(self, images: Tensor) -> Tensor:
+        """The same images as T sees them: bilinear, at T's size, normalised (line 20)."""
+        images = images.to(self.device).float() / 255
+        # at half the size, a bilinear pixel is the mean of four
+        return normalise(F.avg_pool2d(images, self.psi_size // self.schedule.size))
+
+    def loss(self, network: nn.Module, images: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
+        """L_dist of a batch of images for Psi."""
+        target = (self.features(images) - mu) / sigma  # Algorithm 3, line 22
+        inputs = self.teacher_input(images).contiguous(memory_format=torch.channels_last)
+        with autocast(self.precision, self.device):
+            output = network(inputs)  # Algorithm 3, line 23
+        return mean_squared_difference(output.float(), target)  # Algorithm 3, lines 24-28
+
+    def statistics(self, source: PretrainingImages, seed: int) -> tuple[Tensor, Tensor]:
+        """mu^Psi and sigma^Psi, shape (C, 1, 1) (lines 2-12)."""
+        batches = _batches(self.schedule.statistics_images, self.schedule.batch_size)
+        maps = map(self.features, self.images(source, (seed, 0), batches))
+        mu, sigma = channel_statistics(maps)
+        return mu[:, None, None].to(self.device), sigma[:, None, None].to(self.device)
+
+    @torch.no_grad()
+    def held_out_loss(
+        self, network: nn.Module, held_out: PretrainingImages, mu: Tensor, sigma: Tensor
+    ) -> float:
+        """L_dist on the same draws of the held-out images each time."""
+        size = self.schedule.batch_size
+        batches = _batches(HELD_OUT_BATCHES * size, size)
+        losses = [
+            self.loss(network, images, mu, sigma).item()
+            for images in self.images(held_out, (0, 2), batches)
+        ]
+        return float(np.mean(losses))
+
+
 def distill(
     teacher: PatchDescriptionNetwork,
     extractor: FeatureExtractor,
@@ -108,25 +214,32 @@ def distill(
     run_dir: str | Path | None = None,
     seed: int = 0,
     log_every: int = 50,
+    workers: int = 0,
+    start: dict | None = None,
 ) -> dict[str, float]:
     """Train a teacher to predict the normalised features of Psi (Algorithm 3). In place.
 
+    Under torchrun, every process takes its part of each batch; run_dir must then be a folder that
+    all of them see.
+
     Args:
         teacher: a PDN with as many output channels as the extractor; line 1 is its construction.
-        extractor: Psi, with PatchCore's post-processing, stride 8.
+        extractor: Psi, with PatchCore's post-processing.
         images: the images I_dist (ImageNet in the paper).
         schedule: see `DistillationSchedule`.
         held_out: images never trained on; their loss is logged every `20 * log_every` iterations.
         run_dir: folder for log.csv, a checkpoint that a second call resumes from, and
             teacher.safetensors; None writes nothing.
-        seed: every random choice derives from (seed, iteration).
+        seed: every random choice derives from it and the number of the image.
         log_every: iterations between rows of the log.
+        workers: processes that read and cut images; 0: this one. The result is the same.
+        start: the card of the teacher, if it was distilled before; the new card then holds it.
 
     Returns:
         The last logged row: iteration, loss, held_out_loss (NaN without held-out images).
 
     Raises:
-        ValueError: if the channels of teacher and extractor differ.
+        ValueError: if the channels of teacher and extractor differ, or the batch cannot be parted.
         RunError: if run_dir holds a run with other settings.
     """
     if teacher.out_channels != extractor.out_channels:
@@ -134,42 +247,16 @@ def distill(
             f"the teacher has {teacher.out_channels} output channels, the extractor "
             f"{extractor.out_channels}; build both with the same out_channels"
         )
+    keep_freed_memory()
     device = next(teacher.parameters()).device
-    precision = resolve_precision(schedule.precision, device)
-    extractor.to(device, memory_format=torch.channels_last)
     network = PatchDescriptionNetwork(teacher.size, teacher.out_channels, schedule.padding)
     network.load_state_dict(teacher.state_dict())
     network.to(device, memory_format=torch.channels_last).train()
-
-    def batch(key: tuple[int, ...], count: int, source: PretrainingImages) -> Tensor:
-        """Images for Psi, uint8, shape (count, 3, 2 * size, 2 * size); lines 5-7 and 17-19."""
-        rng = np.random.default_rng(key)
-        size, gray = 2 * schedule.size, schedule.gray_probability
-        if schedule.scales is None:
-            return source.whole_images(rng, count, size, gray_probability=gray)
-        return source.crops(rng, count, size, scale=schedule.scales, gray_probability=gray)
-
-    @torch.no_grad()
-    def features(psi_images: Tensor) -> Tensor:
-        """Psi's features, shape (N, C, h, w), the cells that T has."""
-        with autocast(precision, device):
-            maps = extractor(psi_images.to(device))  # Algorithm 3, lines 8 and 21
-        return maps if schedule.padding else maps[..., 4 : 4 + cells, 4 : 4 + cells]
-
-    def loss_on(psi_images: Tensor) -> Tensor:
-        # Algorithm 3, line 20: T sees the same image at half the size of Psi's
-        small = F.interpolate(
-            psi_images.to(device).float() / 255, scale_factor=0.5, mode="bilinear"
-        )
-        target = (features(psi_images) - mu) / sigma  # Algorithm 3, line 22
-        with autocast(precision, device):
-            output = network(normalise(small))  # Algorithm 3, line 23
-        return mean_squared_difference(output.float(), target)  # Algorithm 3, lines 24-28
-
-    cells = output_length(schedule.size, schedule.padding)
-    optimizer = torch.optim.Adam(  # Algorithm 3, line 13
-        network.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-    )
+    pairs = Pairs(extractor, schedule, device, workers)
+    psi = nn.Module()  # mu^Psi and sigma^Psi, which a resumed run takes from its checkpoint
+    for name in ("mu", "sigma"):
+        psi.register_buffer(name, torch.ones(teacher.out_channels, 1, 1, device=device))
+    optimizers = make_optimizers(network, schedule)
     config = {
         "algorithm": 3,
         "size": teacher.size,
@@ -179,53 +266,83 @@ def distill(
         "held_out": None if held_out is None else held_out.describe(),
         "seed": seed,
         "schedule": asdict(schedule),
+        "start": start,
     }
-    run = Run(run_dir, config, {"teacher": network}, optimizer)
+    modules = {"teacher": network, "psi": psi}
+    run = Run(run_dir, config, modules, optimizers, writes=distributed.is_first())
     done, row = run.resume()
+    distributed.wait()  # until all have read the checkpoint
+    if done == 0:  # Algorithm 3, lines 2-12
+        if distributed.is_first():
+            psi.mu, psi.sigma = pairs.statistics(images, seed)
+        distributed.share(psi.mu, psi.sigma)
+    parallel = distributed.parallel(network)
 
-    def statistics_stream() -> Iterator[Tensor]:
-        size = schedule.batch_size
-        for index in range(-(-schedule.statistics_images // size)):  # Algorithm 3, line 4
-            count = min(size, schedule.statistics_images - index * size)
-            yield features(batch((seed, 0, index), count, images)).float()
-
-    # Algorithm 3, lines 2-12: mu^Psi and sigma^Psi
-    mu, sigma = (
-        value.to(device)[:, None, None] for value in channel_statistics(statistics_stream())
+    iterations = range(done, schedule.iterations)
+    progress = tqdm(
+        pairs.images(images, (seed, 1), distributed.own_batches(iterations, schedule.batch_size)),
+        initial=done,
+        total=schedule.iterations,
+        disable=not distributed.is_first(),
     )
-
-    progress = tqdm(range(done, schedule.iterations), initial=done, total=schedule.iterations)
     losses = []
-    for iteration in progress:  # Algorithm 3, line 14
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(schedule, iteration)
-        loss = loss_on(batch((seed, 1, iteration), schedule.batch_size, images))
+    for iteration, batch in zip(iterations, progress, strict=True):  # Algorithm 3, line 14
+        for optimizer in optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(schedule, iteration)
+        loss = pairs.loss(parallel, batch, psi.mu, psi.sigma)
         if not torch.isfinite(loss):  # before the step: no checkpoint holds NaN weights
             raise ValueError(
                 f"the loss is {loss.item()} at iteration {iteration + 1}; lower the learning rate"
             )
-        optimizer.zero_grad()
+        network.zero_grad()
         loss.backward()
-        optimizer.step()  # Algorithm 3, line 29
+        for optimizer in optimizers.values():
+            optimizer.step()  # Algorithm 3, line 29
         losses.append(loss.item())
         last = iteration + 1 == schedule.iterations
         if (iteration + 1) % log_every == 0 or last:
-            row = {"iteration": iteration + 1, "loss": float(np.mean(losses))}
+            row = {"iteration": iteration + 1, "loss": distributed.mean(np.mean(losses), device)}
             row["held_out_loss"] = float("nan")
-            if held_out is not None and (last or (iteration + 1) % (20 * log_every) == 0):
-                with torch.no_grad():
-                    row["held_out_loss"] = float(
-                        np.mean([loss_on(batch((0, 2, i), 16, held_out)).item() for i in range(8)])
-                    )
+            due = last or (iteration + 1) % (20 * log_every) == 0
+            if held_out is not None and due and distributed.is_first():
+                row["held_out_loss"] = pairs.held_out_loss(network, held_out, psi.mu, psi.sigma)
             progress.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "iteration"})
             run.log(row)
             losses = []
         run.after(iteration + 1, last)
 
     teacher.load_state_dict(network.state_dict())  # Algorithm 3, line 31
-    if run.folder is not None:
-        save_teacher(run.folder / "teacher.safetensors", teacher, config | row)
+    if run.folder is not None and distributed.is_first():
+        card = config | row | _output_statistics(pairs, network, images, seed)
+        save_teacher(run.folder / TEACHER, teacher, card)
     return row
+
+
+def held_out_loss(
+    teacher: PatchDescriptionNetwork,
+    extractor: FeatureExtractor,
+    images: PretrainingImages,
+    held_out: PretrainingImages,
+    schedule: DistillationSchedule,
+    seed: int = 0,
+) -> float:
+    """L_dist of a finished teacher on held-out images, as `distill` logs it.
+
+    Args:
+        teacher, extractor, images, held_out, schedule, seed: as in `distill`; mu and sigma of Psi
+            come from `images`.
+
+    Returns:
+        The loss in normalised feature units: 1 is no better than each channel's mean.
+    """
+    keep_freed_memory()
+    device = next(teacher.parameters()).device
+    network = PatchDescriptionNetwork(teacher.size, teacher.out_channels, schedule.padding)
+    network.load_state_dict(teacher.state_dict())
+    network.to(device, memory_format=torch.channels_last)
+    pairs = Pairs(extractor, schedule, device)
+    return pairs.held_out_loss(network, held_out, *pairs.statistics(images, seed))
 
 
 def save_teacher(path: Path, teacher: PatchDescriptionNetwork, card: dict) -> None:
@@ -233,6 +350,46 @@ def save_teacher(path: Path, teacher: PatchDescriptionNetwork, card: dict) -> No
     weights = {name: value.half() for name, value in teacher.state_dict().items()}
     header = {"kind": "teacher", "size": teacher.size, "out_channels": teacher.out_channels}
     write_tensors(Path(path), weights, header | {"card": card})
+
+
+class KernelMuon(torch.optim.Muon):
+    """torch.optim.Muon, which takes matrices, on convolution kernels in channels_last format.
+
+    A kernel is a matrix of C_out rows; here one row is the kernel as it lies in memory, so that the
+    matrix shares it. Rates are scaled so that a step is as large as one of Adam's.
+    """
+
+    def __init__(self, kernels: Sequence[nn.Parameter], lr: float, weight_decay: float):
+        self.kernels = tuple(kernels)
+        matrices = [nn.Parameter(_matrix(kernel.data)) for kernel in kernels]
+        super().__init__(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    def step(self, closure=None):
+        matrices = self.param_groups[0]["params"]
+        for matrix, kernel in zip(matrices, self.kernels, strict=True):
+            matrix.grad = _matrix(kernel.grad)
+        return super().step(closure)
+
+
+def _matrix(kernel: Tensor) -> Tensor:
+    """Shape (C_out, kh * kw * C_in); of a channels_last kernel it is a view."""
+    return kernel.permute(0, 2, 3, 1).flatten(1)
+
+
+def make_optimizers(
+    network: nn.Module, schedule: DistillationSchedule
+) -> dict[str, torch.optim.Optimizer]:
+    """The optimisers of the schedule, by name: their state is saved under it."""
+    rate, decay = schedule.learning_rate, schedule.weight_decay
+    if schedule.optimizer == "adam":  # Algorithm 3, line 13
+        return {"adam": torch.optim.Adam(network.parameters(), rate, weight_decay=decay)}
+    weights = dict(network.named_parameters())
+    kernels = {name: p for name, p in weights.items() if p.ndim == 4}
+    biases = [p for name, p in weights.items() if name not in kernels]
+    return {
+        "muon": KernelMuon(list(kernels.values()), rate, decay),
+        "adam": torch.optim.Adam(biases, rate),
+    }
 
 
 def _learning_rate(schedule: DistillationSchedule, iteration: int) -> float:
@@ -243,31 +400,72 @@ def _learning_rate(schedule: DistillationSchedule, iteration: int) -> float:
     return schedule.learning_rate * rise * fall
 
 
-def main() -> None:
-    """`python -m effad_core.distillation IMAGES --run-dir FOLDER`; a second call resumes."""
-    parser = argparse.ArgumentParser(description="Distil a teacher (Algorithm 3).")
+def _batches(count: int, size: int) -> list[range]:
+    """The numbers 0 ... count - 1 in batches; the last one may be smaller."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _output_statistics(
+    pairs: Pairs, network: nn.Module, images: PretrainingImages, seed: int
+) -> dict[str, list[float]]:
+    """Mean and deviation of T's output on images it learnt from, for the teacher's card."""
+    size = pairs.schedule.batch_size
+    batches = _batches(min(OUTPUT_BATCHES * size, pairs.schedule.statistics_images), size)
+    with torch.no_grad():
+        mean, deviation = channel_statistics(
+            network(pairs.teacher_input(batch).contiguous(memory_format=torch.channels_last))
+            for batch in pairs.images(images, (seed, 0), batches)
+        )
+    rounded = [[round(value, 6) for value in part.tolist()] for part in (mean, deviation)]
+    return {"output_mean": rounded[0], "output_deviation": rounded[1]}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; a second call resumes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m effad_core.distillation", description="Distil a teacher (Algorithm 3)."
+    )
     parser.add_argument("images", help="a folder of photographs, 'imagenette' or 'photographs'")
-    parser.add_argument("--run-dir", required=True, help="where log, checkpoint and teacher go")
+    parser.add_argument("--run-dir", type=Path, help="where log, checkpoint and teacher go")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
-    parser.add_argument("--extractor", default="efficientnet-lite0")
+    parser.add_argument("--channels", type=int, default=384, help="of the features")
+    parser.add_argument("--start", type=Path, help="a teacher's file to go on from")
+    parser.add_argument("--extractor", choices=BACKBONES, default="efficientnet-lite0")
+    parser.add_argument("--weights", help="a state dict of the extractor on disk")
     parser.add_argument("--profile", choices=PRESETS, default="paper")
     parser.add_argument("--iterations", type=int, help="instead of the profile's")
     parser.add_argument("--hold-out", type=int, default=50, help="images never trained on")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--measure", type=Path, help="a teacher's file: its held-out loss, no run")
+    args = parser.parse_args(arguments)
+    if (args.run_dir is None) == (args.measure is None):
+        parser.error("give either --run-dir or --measure")
 
     schedule = DistillationSchedule.named(args.profile)
     if args.iterations is not None:
         schedule = replace(schedule, iterations=args.iterations)
     images, held_out = open_pretraining(args.images).hold_out(args.hold_out)
-    extractor = open_extractor(args.extractor)
+    extractor = open_extractor(args.extractor, args.channels, args.weights)
     torch.manual_seed(args.seed)
-    teacher = PatchDescriptionNetwork(args.size, extractor.out_channels)
-    row = distill(
-        teacher, extractor, images, schedule,
-        held_out=held_out, run_dir=args.run_dir, seed=args.seed,
-    )  # fmt: skip
-    print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    teacher = PatchDescriptionNetwork(args.size, args.channels)
+    start = None
+    if (path := args.start or args.measure) is not None:
+        weights, header = read_tensors(path, "teacher")
+        load_weights(teacher, weights, path)
+        start = header["card"]
+    if args.measure is not None:
+        loss = held_out_loss(teacher, extractor, images, held_out, schedule, args.seed)
+        print(f"{args.measure.name}: held-out loss {loss:.4f}")
+        return
+    with distributed.processes() as device:
+        row = distill(
+            teacher.to(device), extractor, images, schedule,
+            held_out=held_out, run_dir=args.run_dir, seed=args.seed, workers=args.workers,
+            start=start,
+        )  # fmt: skip
+        if distributed.is_first():
+            print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
 
 
 if __name__ == "__main__":

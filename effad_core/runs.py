@@ -89,8 +89,9 @@ class Run:
         folder: created if it does not exist.
         config: JSON-able settings that a resumed run must share.
         modules: the modules that are trained, by name.
-        optimizer: their optimizer.
+        optimizers: their optimizers, by name.
         save_seconds: time between checkpoints.
+        writes: False in the second and further processes of one training: they only resume.
 
     Raises:
         RunError: if the folder holds a run with other settings.
@@ -103,14 +104,16 @@ class Run:
         folder: str | Path | None,
         config: dict,
         modules: Mapping[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
+        optimizers: Mapping[str, torch.optim.Optimizer],
         save_seconds: float = 120,
+        writes: bool = True,
     ):
         self.folder = None if folder is None else Path(folder)
         self.config = json.loads(json.dumps(config))
-        self.modules, self.optimizer, self.save_seconds = modules, optimizer, save_seconds
+        self.modules, self.optimizers, self.save_seconds = modules, optimizers, save_seconds
+        self.writes = writes and self.folder is not None
         self._last_save, self._rows = time.monotonic(), []
-        if self.folder is not None:
+        if self.writes:
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def resume(self) -> tuple[int, dict[str, float]]:
@@ -123,8 +126,9 @@ class Run:
             return 0, {}
         path = self.folder / self.CHECKPOINT
         if not path.exists():
-            write_text(self.folder / self.CONFIG, json.dumps(self.config, indent=2) + "\n")
-            (self.folder / self.LOG).unlink(missing_ok=True)
+            if self.writes:
+                write_text(self.folder / self.CONFIG, json.dumps(self.config, indent=2) + "\n")
+                (self.folder / self.LOG).unlink(missing_ok=True)
             return 0, {}
         tensors, header = read_tensors(path, "checkpoint")
         if not header.keys() >= {"config", "iteration"}:
@@ -138,11 +142,12 @@ class Run:
                 )
         for name, module in self.modules.items():
             load_weights(module, _without_prefix(tensors, f"{name}."), path)
-        state = self.optimizer.state_dict()
-        for name, value in _without_prefix(tensors, "optimizer.").items():
-            index, key = name.split(".")
-            state["state"].setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict(state)
+        for name, optimizer in self.optimizers.items():
+            state = optimizer.state_dict()
+            for entry, value in _without_prefix(tensors, f"{name}.").items():
+                index, key = entry.split(".")
+                state["state"].setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict(state)
         return header["iteration"], self._truncate_log(header["iteration"])
 
     def log(self, row: Mapping[str, float]) -> None:
@@ -156,7 +161,7 @@ class Run:
 
     def save(self, iteration: int) -> None:
         """Write the log so far, then the checkpoint after `iteration` iterations."""
-        if self.folder is None:
+        if not self.writes:
             return
         self._flush_log()
         tensors = {
@@ -164,8 +169,9 @@ class Run:
             for name, module in self.modules.items()
             for key, value in module.state_dict().items()
         }
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        for name, optimizer in self.optimizers.items():
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{key}": value for key, value in state.items()}
         header = {"kind": "checkpoint", "iteration": iteration, "config": self.config}
         write_tensors(self.folder / self.CHECKPOINT, tensors, header)
         self._last_save = time.monotonic()
@@ -189,7 +195,8 @@ class Run:
         names = header.split(",")
         rows = [line.split(",") for line in lines]
         rows = [row for row in rows if len(row) == len(names) and int(row[0]) <= iteration]
-        write_text(path, "\n".join([header, *(",".join(row) for row in rows)]) + "\n")
+        if self.writes:
+            write_text(path, "\n".join([header, *(",".join(row) for row in rows)]) + "\n")
         if not rows:
             return {}
         return {

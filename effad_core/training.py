@@ -25,6 +25,7 @@ from effad_core.datasets import (
 from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
 from effad_core.detector import EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
+from effad_core.memory import keep_freed_memory
 from effad_core.precision import autocast, resolve_precision
 from effad_core.runs import Run, fingerprint
 from effad_core.statistics import channel_statistics
@@ -154,6 +155,7 @@ def train(
         RunError: if run_dir holds a run with other settings.
         ValueError: if the images are constant, or the loss is no longer finite.
     """
+    keep_freed_memory()
     pretraining = open_pretraining() if pretraining is None else pretraining
     device = detector.device
     precision = resolve_precision(schedule.precision, device)
@@ -190,7 +192,8 @@ def train(
         lr=schedule.learning_rate,
         weight_decay=schedule.weight_decay,
     )
-    run = Run(run_dir, config, {"student": student, "autoencoder": autoencoder}, optimizer)
+    modules = {"student": student, "autoencoder": autoencoder}
+    run = Run(run_dir, config, modules, {"optimizer": optimizer})
     done, row = run.resume()
     total_steps = schedule.autoencoder_iterations + schedule.iterations
     if done == total_steps and run.folder is not None and (run.folder / DETECTOR).exists():

@@ -2,6 +2,10 @@
 
 import csv
 import functools
+import os
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from effad_core import DistillationSchedule, EfficientAD, RunError, distill, distillation
-from effad_core.distillation import PRESETS
+from effad_core.datasets.pretraining import Draws
+from effad_core.distillation import PRESETS, KernelMuon, held_out_loss, main
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.runs import Run, read_tensors
 
@@ -26,6 +31,9 @@ class Colours(nn.Module):
 
     name, out_channels = "colours", 8
 
+    def input_size(self, teacher_size):
+        return 2 * teacher_size
+
     def forward(self, images):
         assert images.dtype == torch.uint8
         mixture = torch.linspace(-1, 1, 24).reshape(8, 3, 1, 1).sin()
@@ -40,6 +48,9 @@ class PaddedPDN(nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network
+
+    def input_size(self, teacher_size):
+        return 2 * teacher_size
 
     def forward(self, images):
         return self.network((F.avg_pool2d(images.float() / 255, 2) - MEAN) / STD)
@@ -57,33 +68,34 @@ def network(narrow, monkeypatch):
     return make
 
 
-def draws(images, schedule, key, count):
-    rng, size = np.random.default_rng(key), 2 * schedule.size
-    if schedule.scales is None:
-        return images.whole_images(rng, count, size, schedule.gray_probability)
-    return images.crops(rng, count, size, schedule.scales, schedule.gray_probability)
+def draws(images, schedule, key, numbers):
+    """Each image from a generator of its own, whatever batch it is in."""
+    size, gray, drawn = 2 * schedule.size, schedule.gray_probability, []
+    for number in numbers:
+        rng = np.random.default_rng((*key, number))
+        if schedule.scales is None:
+            drawn.append(images.whole_images(rng, 1, size, gray))
+        else:
+            drawn.append(images.crops(rng, 1, size, schedule.scales, gray))
+    return torch.cat(drawn)
 
 
 def algorithm_3(network, psi, images, schedule, seed):
     """The paper's loop: statistics at once, one pass per image, whole float32 networks."""
     crop = slice(None) if schedule.padding else slice(4, -4)
-    counts, left = [], schedule.statistics_images
-    while left > 0:
-        counts.append(min(left, schedule.batch_size))
-        left -= counts[-1]
-    y = torch.cat([psi(draws(images, schedule, (seed, 0, i), n)) for i, n in enumerate(counts)])
+    y = psi(draws(images, schedule, (seed, 0), range(schedule.statistics_images)))
     y = y[..., crop, crop].double()
     mu = y.mean((0, 2, 3)).float()[:, None, None]
     sigma = y.std((0, 2, 3), correction=0).float()[:, None, None]
     adam = torch.optim.Adam(network.parameters(), lr=1e-4, weight_decay=1e-5)
-    losses = []
+    losses, size = [], schedule.batch_size
     for iteration in range(schedule.iterations):
-        loss = 0
-        for image in draws(images, schedule, (seed, 1, iteration), schedule.batch_size):
+        loss, numbers = 0, range(iteration * size, (iteration + 1) * size)
+        for image in draws(images, schedule, (seed, 1), numbers):
             target = (psi(image[None])[..., crop, crop] - mu) / sigma
-            small = F.avg_pool2d(image[None].float() / 255, 2)
+            small = F.interpolate(image[None].float() / 255, scale_factor=0.5, mode="bilinear")
             loss = loss + ((target - network((small - MEAN) / STD)) ** 2).mean()
-        loss = loss / schedule.batch_size
+        loss = loss / size
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -105,7 +117,7 @@ def test_two_iterations_are_algorithm_3(network, pretraining, tmp_path, padding,
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     tensors, _ = read_tensors(tmp_path / "checkpoint.safetensors", "checkpoint")
     for index, state in adam.state_dict()["state"].items():
-        moment = tensors[f"optimizer.{index}.exp_avg"]
+        moment = tensors[f"adam.{index}.exp_avg"]
         assert (moment - state["exp_avg"]).norm() <= 1e-3 * state["exp_avg"].norm(), index
     for p, q in zip(ours.parameters(), plain.parameters(), strict=True):
         assert (p - q).abs().max() < 4.1e-4 and (p - q).norm() <= 2e-3 * q.norm()
@@ -120,7 +132,7 @@ def test_cells_of_teacher_and_psi_lie_over_one_another(network, pretraining, pad
         scales=(0.4, 0.8), learning_rate=0.0,
     )  # fmt: skip
     crop = slice(None) if padding else slice(4, -4)
-    y = psi(draws(pretraining, schedule, (0, 0, 0), 4))[..., crop, crop]
+    y = psi(draws(pretraining, schedule, (0, 0), range(4)))[..., crop, crop]
     mu, sigma = y.mean((0, 2, 3)), y.std((0, 2, 3), correction=0)
     teacher = network()
     last = teacher[-1]
@@ -142,11 +154,12 @@ def test_the_loss_falls(network, pretraining):
     assert row["loss"] < 0.5 and row["held_out_loss"] < 0.5  # 1: a teacher that says nothing
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(network, pretraining, tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    network, pretraining, tmp_path, monkeypatch, optimizer
+):
     monkeypatch.setattr(distillation, "Run", functools.partial(Run, save_seconds=0))
-    schedule = DistillationSchedule(
-        iterations=4, batch_size=2, statistics_images=4, size=64, scales=(0.4, 0.8), cosine=True
-    )
+    schedule = replace(TINY, iterations=4, batch_size=2, optimizer=optimizer, cosine=True)
     whole = network()
     row = distill(whole, Colours(), pretraining, schedule, log_every=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -179,6 +192,14 @@ def test_teacher_file_loads_into_a_detector(network, narrow, pretraining, tmp_pa
         torch.testing.assert_close(p, q.detach(), rtol=1e-3, atol=1e-6)
     card = ad.card["teacher"]
     assert card["extractor"] == "colours" and card["iteration"] == 1
+    inputs = F.avg_pool2d(draws(pretraining, TINY, (0, 0), range(5)).float() / 255, 2)
+    with torch.no_grad():
+        output = teacher((inputs - MEAN) / STD).double()
+    for key, values in (
+        ("output_mean", output.mean((0, 2, 3))),
+        ("output_deviation", output.std((0, 2, 3), correction=0)),
+    ):
+        np.testing.assert_allclose(card[key], values, rtol=1e-4, atol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "checkpoint.safetensors", "config.json", "log.csv", "teacher.safetensors"
     ]  # fmt: skip
@@ -220,3 +241,153 @@ def test_presets_by_name():
     assert iterations == sorted(iterations) and iterations[-1] == 60_000
     with pytest.raises(ValueError, match="smoke, quick, laptop, paper, not 'fast'"):
         DistillationSchedule.named("fast")
+
+
+# ---- the images: other processes, other backbones ------------------------------------------
+
+
+def test_worker_processes_draw_the_same_images(network, pretraining):
+    rows = [
+        distill(network(), Colours(), pretraining, replace(TINY, iterations=2), workers=workers)
+        for workers in (0, 2)
+    ]
+    np.testing.assert_array_equal(*(list(row.values()) for row in rows))
+
+
+def test_a_draw_depends_on_its_number_alone(pretraining):
+    draw = Draws(pretraining, (3, 1), 64, (0.4, 0.8))
+    first = draw[5]
+    assert first.shape == (3, 64, 64) and first.dtype == torch.uint8
+    assert not torch.equal(draw[6], first) and torch.equal(draw[5], first)
+    assert not torch.equal(Draws(pretraining, (3, 2), 64, (0.4, 0.8))[5], first)
+
+
+@pytest.mark.parametrize("stride", [4, 16])
+def test_an_extractor_of_another_stride_sees_another_size(network, pretraining, stride):
+    """T's side is 64 pixels, 16 cells with padding: Psi must see 16 * stride pixels."""
+
+    class Blocks(Colours):
+        def input_size(self, teacher_size):
+            return teacher_size * stride // 4
+
+        def forward(self, images):
+            assert images.shape[2:] == (16 * stride, 16 * stride)
+            return F.avg_pool2d(images.float() / 255, stride)[:, [0, 1, 2, 0, 1, 2, 0, 1]]
+
+    class Mean(nn.Module):
+        """The teacher without loss: the mean colour of the 4x4 pixels at each cell."""
+
+        def forward(self, inputs):
+            assert inputs.shape[2:] == (64, 64)
+            colours = F.avg_pool2d(inputs * STD + MEAN, 4)[:, [0, 1, 2, 0, 1, 2, 0, 1]]
+            return (colours - mu) / sigma
+
+    schedule = replace(TINY, padding=True)
+    pairs = distillation.Pairs(Blocks(), schedule, torch.device("cpu"))
+    mu, sigma = pairs.statistics(pretraining, 0)
+    (images,) = pairs.images(pretraining, (0, 1), [range(3)])
+    assert pairs.loss(Mean(), images, mu, sigma) < 1e-6
+
+
+# ---- Muon ----------------------------------------------------------------------------------
+
+
+def test_muon_on_kernels_is_muon_on_their_matrices():
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(6, 4, 3, 2).to(memory_format=torch.channels_last))
+    matrix = nn.Parameter(kernel.detach().permute(0, 2, 3, 1).reshape(6, -1).clone())
+    ours = KernelMuon([kernel], lr=0.1, weight_decay=0.01)
+    plain = torch.optim.Muon([matrix], 0.1, 0.01, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        gradient = torch.randn(6, 4, 3, 2)
+        kernel.grad = gradient.to(memory_format=torch.channels_last)
+        matrix.grad = gradient.permute(0, 2, 3, 1).reshape(6, -1)
+        ours.step()
+        plain.step()
+    assert torch.equal(kernel.permute(0, 2, 3, 1).reshape(6, -1), matrix)
+
+
+def test_a_muon_step_turns_every_direction_alike():
+    """A step is an orthogonal matrix, roughly; its root mean square is 0.2 times the rate."""
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.zeros(8, 4, 3, 3).to(memory_format=torch.channels_last))
+    kernel.grad = torch.randn(8, 4, 3, 3).to(memory_format=torch.channels_last)
+    KernelMuon([kernel], lr=0.1, weight_decay=0).step()
+    values = torch.linalg.svdvals(kernel.detach().permute(0, 2, 3, 1).reshape(8, -1))
+    assert values.max() < 2 * values.min()
+    rms = kernel.detach().square().mean().sqrt()
+    assert 0.7 * 0.02 < rms < 1.3 * 0.02
+
+
+def test_unknown_optimizer():
+    with pytest.raises(ValueError, match="not 'sgd'"):
+        DistillationSchedule(optimizer="sgd")
+
+
+# ---- the command ---------------------------------------------------------------------------
+
+
+def command(folder, *options, processes=0):
+    """Runs the command in a process of its own, or as torchrun does in several."""
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    call = [sys.executable, *(start if processes else []), "-m", "effad_core.distillation"]
+    options = ["--profile", "smoke", "--hold-out", "1", "--channels", "16", *options]
+    done = subprocess.run(
+        [*call, str(folder), *map(str, options)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_processes_make_the_step_of_one_on_the_joined_batch(drawn, tmp_path):
+    folder, steps = drawn[0].parent, {}
+    for name, processes in (("one", 0), ("two", 2)):
+        run = tmp_path / name
+        command(folder, "--iterations", 1, "--run-dir", run, processes=processes)
+        steps[name], _ = read_tensors(run / "checkpoint.safetensors", "checkpoint")
+        assert len((run / "log.csv").read_text().splitlines()) == 2  # one process writes
+    assert steps["one"].keys() == steps["two"].keys()
+    moments = [name for name in steps["one"] if "momentum_buffer" in name or "exp_avg" in name]
+    assert len(moments) == 4 + 2 * 4  # Muon's of 4 kernels, Adam's of 4 biases
+    for name in moments:  # after one step: the gradients
+        one, two = steps["one"][name], steps["two"][name]
+        assert one.norm() > 0 and (one - two).norm() < 1e-4 * one.norm(), name
+    for name in (n for n in steps["one"] if n.startswith("teacher.")):
+        torch.testing.assert_close(steps["one"][name], steps["two"][name], rtol=0, atol=2e-5)
+
+
+def test_a_batch_that_two_processes_cannot_part(monkeypatch):
+    monkeypatch.setattr(distillation.distributed, "rank_and_world", lambda: (0, 2))
+    with pytest.raises(ValueError, match="batch of 3 images cannot be parted among 2"):
+        distillation.distributed.own_batches(range(2), 3)
+
+
+def test_parts_of_a_batch_are_all_of_it(monkeypatch):
+    parts = []
+    for rank in range(4):
+        monkeypatch.setattr(distillation.distributed, "rank_and_world", lambda r=rank: (r, 4))
+        parts.append(distillation.distributed.own_batches(range(5, 7), 8))
+    for iteration, batches in zip((5, 6), zip(*parts, strict=True), strict=True):
+        numbers = [number for batch in batches for number in batch]
+        assert numbers == list(range(8 * iteration, 8 * iteration + 8))
+
+
+def test_measuring_and_going_on_from_a_teacher(drawn, tmp_path, capsys):
+    common = [str(drawn[0].parent), "--profile", "smoke", "--hold-out", "1", "--channels", "16"]
+    main([*common, "--iterations", "1", "--run-dir", str(tmp_path / "a")])
+    held = float(capsys.readouterr().out.split("held_out_loss ")[1])
+    path = tmp_path / "a" / "teacher.safetensors"
+    main([*common, "--measure", str(path)])
+    measured = float(capsys.readouterr().out.split("held-out loss ")[1])
+    assert abs(measured - held) < 2e-3 * held  # half precision on disk
+    main([*common, "--iterations", "1", "--start", str(path), "--run-dir", str(tmp_path / "b")])
+    card = read_tensors(tmp_path / "b" / "teacher.safetensors", "teacher")[1]["card"]
+    assert card["start"]["iteration"] == 1 and card["start"]["start"] is None
+    with pytest.raises(SystemExit):
+        main(common)
+
+
+def test_held_out_loss_of_an_untrained_teacher(network, pretraining):
+    loss = held_out_loss(network(), Colours(), pretraining, pretraining, TINY)
+    assert 0.9 < loss < 1.3  # 1: each channel's mean

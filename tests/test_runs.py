@@ -18,16 +18,17 @@ def new_run(folder, **config):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
     network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
-    return Run(folder, {"seed": 0, "schedule": {"lr": 0.1}} | config, {"net": network}, optimizer)
+    config = {"seed": 0, "schedule": {"lr": 0.1}} | config
+    return Run(folder, config, {"net": network}, {"optimizer": optimizer})
 
 
 def step(run):
     """One step on fixed data."""
     network = run.modules["net"]
     images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-    run.optimizer.zero_grad()
+    run.optimizers["optimizer"].zero_grad()
     network(images).square().mean().backward()
-    run.optimizer.step()
+    run.optimizers["optimizer"].step()
 
 
 def files(folder):

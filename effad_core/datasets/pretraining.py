@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from .images import DataError, list_images, package_folder, read_image
 from .transforms import resize, to_tensor
@@ -49,6 +50,10 @@ class PretrainingImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def __getstate__(self) -> dict:
+        """What a worker process gets: not the decoded images, and no memory for its own."""
+        return self.__dict__ | {"_cache": {}, "_cache_left": 0}
 
     def describe(self) -> str:
         """One line: how many images, from where, under which licence."""
@@ -162,6 +167,36 @@ class PretrainingImages:
             crop = _random_square(rng, image, round(side), size)
             batch.append(to_tensor(_maybe_gray(rng, crop, gray_probability)))
         return torch.stack(batch)
+
+
+class Draws(Dataset):
+    """Draws for distillation, numbered from 0: a number's image is the same in every process.
+
+    Args:
+        images: where they are drawn from.
+        key: other numbers here give other draws.
+        size: side of an image, in pixels.
+        scale: None draws whole images, else crops of these magnifications.
+        gray_probability: how often an image is turned gray (Algorithm 3, lines 6 and 18).
+    """
+
+    def __init__(
+        self,
+        images: PretrainingImages,
+        key: Sequence[int],
+        size: int,
+        scale: tuple[float, float] | None = None,
+        gray_probability: float = 0.1,
+    ) -> None:
+        self.images, self.key, self.size = images, tuple(key), size
+        self.scale, self.gray_probability = scale, gray_probability
+
+    def __getitem__(self, number: int) -> Tensor:
+        """uint8 tensor of shape (3, size, size)."""
+        rng = np.random.default_rng((*self.key, number))
+        if self.scale is None:
+            return self.images.whole_images(rng, 1, self.size, self.gray_probability)[0]
+        return self.images.crops(rng, 1, self.size, self.scale, self.gray_probability)[0]
 
 
 def open_pretraining(
