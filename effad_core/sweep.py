@@ -2,6 +2,7 @@
 
     python -m effad_core.evaluation solar-mono tray --profile laptop --seeds 0 1 2
     python -m effad_core.evaluation path/to/mvtec_loco --profile paper --size medium
+    python -m effad_core.evaluation tray --teacher path/to/teacher.safetensors --iterations 300
 
 Every run is a folder of its own; the same command goes on where it was interrupted. What fails is
 reported with its reason, in the tables' file too, and makes the command fail in the end.
@@ -11,12 +12,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from effad_core.datasets import (
     DATASETS,
@@ -31,12 +33,13 @@ from effad_core.datasets import (
 )
 from effad_core.detector import EfficientAD
 from effad_core.evaluation import KINDS, METRICS, evaluate
-from effad_core.runs import RunError, write_text
+from effad_core.runs import RunError, fingerprint, write_text
 from effad_core.training import DETECTOR, PRESETS, Schedule, train
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "data" / "paper_results.json"
 RESULTS = "per_scenario_results.json"
+SHIPPED, RANDOM = "shipped", "random"  # teachers that need no file
 COLUMNS = {  # metric -> title; those that no scenario has are left out
     "image_auroc": "AU-ROC",
     "image_auroc_student_teacher": "S-T alone",
@@ -81,6 +84,25 @@ def plan(sources: Sequence[str]) -> list[Entry]:
     return entries
 
 
+def new_detector(size: str, teacher: str | Path = SHIPPED) -> EfficientAD:
+    """A detector with a teacher.
+
+    Args:
+        size: "small" or "medium".
+        teacher: "shipped", "random" (an untrained one, the same at every call, to see what
+            distillation is worth), or a teacher's file.
+
+    Raises:
+        RunError: if the file is missing, damaged, or of another architecture.
+    """
+    if str(teacher) == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return EfficientAD(size)  # a new detector draws its teacher first
+    detector = EfficientAD(size)
+    return detector.load_teacher() if str(teacher) == SHIPPED else detector.load_teacher(teacher)
+
+
 def run_one(
     scenario: Scenario,
     schedule: Schedule,
@@ -89,13 +111,15 @@ def run_one(
     seed: int,
     size: str = "small",
     maps: Path | None = None,
+    teacher: str | Path = SHIPPED,
 ) -> Metrics:
     """Train (or take up, or load) one run and evaluate it, unless its metrics are there already.
 
     metrics.json counts as this run's if it names the bytes of its detector and its test images.
     With a folder `maps`, the run is evaluated in any case and its anomaly maps are written there.
+    The teacher is as in `new_detector`.
     """
-    detector = EfficientAD(size).load_teacher()
+    detector = new_detector(size, teacher)
     start = time.perf_counter()
     train(detector, scenario, schedule, pretraining, run_dir, seed=seed)
     minutes = (time.perf_counter() - start) / 60
@@ -223,6 +247,36 @@ def layout(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def _suffix(args: argparse.Namespace, schedule: Schedule, weights: str) -> str:
+    """What a run's folder name needs in addition where teacher or schedule are not the default.
+
+    Args:
+        args: the command's.
+        schedule: the one to train by.
+        weights: fingerprint of the teacher.
+    """
+    suffix = ""
+    if args.teacher != SHIPPED:
+        suffix += f"-teacher-{RANDOM if args.teacher == RANDOM else weights[:8]}"
+    usual = Schedule.named(args.profile)
+    if schedule.iterations != usual.iterations:
+        suffix += f"-iterations-{schedule.iterations}"
+    if schedule.autoencoder_iterations != usual.autoencoder_iterations:
+        suffix += f"-autoencoder-{schedule.autoencoder_iterations}"
+    return suffix
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    """A type for the command's whole numbers."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {lowest}")
+        return int(text)
+
+    return number
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with 1 if a scenario failed, 130 if it was interrupted."""
     parser = argparse.ArgumentParser(
@@ -232,6 +286,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", default="laptop", choices=PRESETS)
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--teacher",
+        default=SHIPPED,
+        help="a teacher.safetensors, or 'random': an untrained one; the shipped one without it",
+    )
+    parser.add_argument("--iterations", type=_at_least(1), help="instead of the profile's")
+    parser.add_argument(
+        "--autoencoder-steps",
+        type=_at_least(0),
+        help="steps of the autoencoder alone, instead of the profile's",
+    )
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
     parser.add_argument("--maps", type=Path, help="write anomaly maps (float32 TIFFs) into this")
     parser.add_argument("--runs", type=Path, default=ROOT / "build" / "runs")
@@ -239,13 +304,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         entries = plan(args.sources)
+        weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())
         pretraining = open_pretraining(args.pretraining)
-    except DataError as error:
+    except (DataError, RunError) as error:
         sys.exit(str(error))
+    changes = {"iterations": args.iterations, "autoencoder_iterations": args.autoencoder_steps}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    schedule = Schedule.named(args.profile, **changes)
+    suffix = _suffix(args, schedule, weights)
     print(pretraining.describe())
     results = {entry.name: {"dataset": entry.dataset, "seeds": {}} for entry in entries}
     failed: dict[str, str] = {}
-    settings = {"profile": args.profile, "size": args.size, "seeds": args.seeds}
+    settings = {
+        "profile": args.profile,
+        "size": args.size,
+        "seeds": args.seeds,
+        "teacher": args.teacher,
+        "teacher_weights": weights,
+        "schedule": asdict(schedule),
+    }
     args.output.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
@@ -255,16 +332,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         for seed in args.seeds:  # every scenario once, before any of them again
             for entry in entries:
-                run = f"{entry.name}-{args.profile}-{args.size}-seed{seed}"
+                run = f"{entry.name}-{args.profile}-{args.size}-seed{seed}{suffix}"
                 try:
                     results[entry.name]["seeds"][str(seed)] = run_one(
                         open_scenario(entry.source),
-                        Schedule.named(args.profile),
+                        schedule,
                         pretraining,
                         args.runs / run,
                         seed,
                         args.size,
                         args.maps,
+                        args.teacher,
                     )
                 except (DataError, RunError, ValueError) as error:
                     failed[run] = str(error)

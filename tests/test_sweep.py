@@ -5,10 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from effad_core import sweep
+from effad_core import EfficientAD, PatchDescriptionNetwork, Schedule, sweep
 from effad_core.datasets import DATASETS, DataError
+from effad_core.distillation import save_teacher
+from effad_core.runs import fingerprint
 
 
 def scenario_folder(folder, drawn):
@@ -36,14 +39,14 @@ def dataset(tmp_path, drawn):
 def run(narrow, monkeypatch, tmp_path, capsys):
     """The command under the profile smoke, on narrow networks; returns its output and file."""
 
-    class Shipped:
+    class Narrow(EfficientAD):
         def __init__(self, size):
-            self.size = size
+            super().__init__(size, out_channels=8)
 
-        def load_teacher(self):
-            return narrow()
+        def load_teacher(self, path=None):
+            return narrow() if path is None else super().load_teacher(path)
 
-    monkeypatch.setattr(sweep, "EfficientAD", Shipped)
+    monkeypatch.setattr(sweep, "EfficientAD", Narrow)
 
     def call(*arguments, fails=False):
         output = tmp_path / "results.json"
@@ -147,6 +150,94 @@ def test_sources_are_names_folders_and_datasets(dataset):
 def test_a_wrong_source_is_one_sentence(run):
     _, content, code = run("no-such-folder", fails=True)
     assert "no-such-folder" in code and content is None
+
+
+def folders(tmp_path):
+    return sorted(path.name for path in (tmp_path / "runs").iterdir())
+
+
+def test_each_teacher_has_its_own_runs(dataset, run, narrow, tmp_path):
+    saved = {}
+    for seed in (1, 2):
+        weights = narrow(seed).teacher.half().float()
+        save_teacher(tmp_path / f"{seed}.safetensors", weights, {"seed": seed})
+        saved[seed] = fingerprint(weights.state_dict())
+    found = {}
+    for teacher in (None, "random", *(tmp_path / f"{seed}.safetensors" for seed in saved)):
+        options = () if teacher is None else ("--teacher", teacher)
+        text, content, _ = run(dataset / "bolt", "--seeds", 0, *options)
+        assert "evaluated before" not in text
+        found[content["settings"]["teacher"]] = content["settings"]["teacher_weights"]
+    paths = [str(tmp_path / f"{seed}.safetensors") for seed in saved]
+    assert list(found) == ["shipped", "random", *paths]
+    assert [found[path] for path in paths] == list(saved.values())
+    run_name = "bolt-smoke-small-seed0"
+    suffixes = ["", "-teacher-random", *(f"-teacher-{digits[:8]}" for digits in saved.values())]
+    assert folders(tmp_path) == sorted(run_name + suffix for suffix in suffixes)
+    for suffix, digits in zip(suffixes, found.values(), strict=True):
+        trained = EfficientAD.load(tmp_path / "runs" / (run_name + suffix) / sweep.DETECTOR)
+        assert fingerprint(trained.teacher.state_dict()) == digits
+        assert trained.card["training"]["teacher_weights"] == digits
+    assert trained.card["teacher"] == {"seed": 2}
+    text, _, _ = run(dataset / "bolt", "--seeds", 0, "--teacher", paths[1])
+    assert "evaluated before" in text and len(folders(tmp_path)) == 4
+
+
+def test_the_untrained_teacher_is_the_same_for_every_seed():
+    torch.manual_seed(0)
+    expected = PatchDescriptionNetwork("small").state_dict()
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        ad = sweep.new_detector("small", "random")
+        assert torch.equal(torch.get_rng_state(), state)
+        assert fingerprint(ad.teacher.state_dict()) == fingerprint(expected)
+        assert ad.card["teacher"] == "random"
+
+
+def test_a_short_schedule_has_its_own_runs(dataset, run, tmp_path):
+    usual = Schedule.named("smoke")
+    options = [
+        (),
+        ("--iterations", usual.iterations),  # no change, no other folder
+        ("--iterations", 2),
+        ("--autoencoder-steps", 0),
+        ("--iterations", 2, "--autoencoder-steps", 1),
+    ]
+    recorded = []
+    for changes in options:
+        _, content, _ = run(dataset / "bolt", "--seeds", 0, *changes)
+        recorded.append(content["settings"]["schedule"])
+    steps = [(entry["autoencoder_iterations"], entry["iterations"]) for entry in recorded]
+    assert steps == [(2, 4), (2, 4), (2, 2), (0, 4), (1, 2)]
+    assert folders(tmp_path) == [
+        "bolt-smoke-small-seed0",
+        "bolt-smoke-small-seed0-autoencoder-0",
+        "bolt-smoke-small-seed0-iterations-2",
+        "bolt-smoke-small-seed0-iterations-2-autoencoder-1",
+    ]
+    lines = (tmp_path / "runs" / folders(tmp_path)[3] / "log.csv").read_text().splitlines()
+    assert lines[-1].startswith("3,")  # one step of the autoencoder alone, two of both
+
+
+@pytest.mark.parametrize("wrong", [("--iterations", 0), ("--autoencoder-steps", -1),
+                                   ("--iterations", "many")])  # fmt: skip
+def test_a_schedule_that_cannot_be(dataset, run, wrong):
+    _, content, code = run(dataset, *wrong, fails=True)
+    assert code == 2 and content is None
+
+
+def test_a_teacher_that_is_none_is_one_sentence(dataset, run, drawn, narrow, tmp_path):
+    save_teacher(tmp_path / "wide.safetensors", narrow(out_channels=9).teacher, {})
+    narrow().save(tmp_path / "detector.safetensors")
+    for path, text in (
+        (tmp_path / "absent.safetensors", "there is no teacher"),
+        (drawn[0], "is not a whole safetensors file"),
+        (tmp_path / "detector.safetensors", "not a teacher"),
+        (tmp_path / "wide.safetensors", "is of another architecture"),
+    ):
+        _, content, code = run(dataset, "--teacher", path, fails=True)
+        assert content is None and text in code and str(path) in code and "\n" not in code
 
 
 def seeds(*areas, **groups):
