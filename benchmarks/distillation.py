@@ -24,8 +24,9 @@ from effad_core import (
     open_extractor,
     open_pretraining,
 )
-from effad_core.distillation import Pairs, make_optimizers
+from effad_core.distillation import make_optimizers
 from effad_core.memory import keep_freed_memory
+from effad_core.pairs import Pairs
 
 PARTS = ("drawing", "Psi", "forward", "backward", "update")
 

@@ -7,32 +7,28 @@ Notebook 02 walks through it. The lines cited here are those of Algorithm 3 in t
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from effad_core import distributed
 from effad_core.backbones import BACKBONES, FeatureExtractor, open_extractor
-from effad_core.datasets.pretraining import Draws, PretrainingImages, open_pretraining
-from effad_core.datasets.transforms import normalise
-from effad_core.losses import mean_squared_difference
+from effad_core.datasets.images import DataError
+from effad_core.datasets.pretraining import PretrainingImages, open_pretraining
 from effad_core.memory import keep_freed_memory
-from effad_core.networks import PatchDescriptionNetwork, output_length
-from effad_core.precision import autocast, resolve_precision
-from effad_core.runs import Run, load_weights, read_tensors, write_tensors
-from effad_core.statistics import channel_statistics
+from effad_core.muon import KernelMuon
+from effad_core.networks import PatchDescriptionNetwork
+from effad_core.pairs import Pairs
+from effad_core.runs import Run, RunError, load_weights, read_tensors, write_tensors
 
 PRESETS = ("smoke", "quick", "laptop", "paper")
 TEACHER = "teacher.safetensors"
-HELD_OUT_BATCHES = 16
-OUTPUT_BATCHES = 64  # for the mean and deviation of the teacher's output
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,9 @@ class DistillationSchedule:
 
     @classmethod
     def laptop(cls) -> "DistillationSchedule":
-        """Many small crops, for two CPU cores: about two hours."""
+        """Many small crops, for two CPU cores: about an hour."""
         return cls(
-            iterations=4_000,
+            iterations=1_500,
             statistics_images=1_024,
             optimizer="muon",
             learning_rate=2e-3,
@@ -115,95 +111,6 @@ class DistillationSchedule:
         return getattr(cls, name)()
 
 
-class Pairs:
-    """Batches as Algorithm 3 sees them: T's input, and Psi's normalised features as its target.
-
-    Args:
-        extractor: Psi.
-        schedule: for sizes, scales, padding and precision.
-        device: where the networks are.
-        workers: processes that read and cut images; 0: this one.
-    """
-
-    def __init__(
-        self,
-        extractor: FeatureExtractor,
-        schedule: DistillationSchedule,
-        device: torch.device,
-        workers: int = 0,
-    ):
-        self.extractor, self.schedule, self.device, self.workers = (
-            extractor, schedule, device, workers,
-        )  # fmt: skip
-        self.precision = resolve_precision(schedule.precision, device)
-        self.psi_size = extractor.input_size(schedule.size)
-        self.cells = output_length(schedule.size, schedule.padding)
-        extractor.to(device, memory_format=torch.channels_last)
-
-    def images(
-        self, source: PretrainingImages, key: tuple[int, ...], batches: Sequence[range]
-    ) -> Iterator[Tensor]:
-        """Images for Psi, uint8, (n, 3, psi_size, psi_size); lines 5-7 and 17-19.
-
-        Args:
-            source: the images.
-            key: the same key gives the same draws.
-            batches: the numbers of the draws in each batch.
-        """
-        schedule = self.schedule
-        draws = Draws(source, key, self.psi_size, schedule.scales, schedule.gray_probability)
-        yield from DataLoader(
-            draws,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            multiprocessing_context="spawn" if self.workers else None,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # leaves torch's own generator alone
-        )
-
-    @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """Psi's features, float32, shape (n, C, h, w), of the cells that T has."""
-        with autocast(self.precision, self.device):
-            maps = self.extractor(images.to(self.device))  # Algorithm 3, lines 8 and 21
-        inner = slice(None) if self.schedule.padding else slice(4, 4 + self.cells)
-        return maps.float()[..., inner, inner]
-
-    def teacher_input(self, images: Tensor) -> Tensor:
-        """The same images as T sees them: bilinear, at T's size, normalised (line 20)."""
-        images = images.to(self.device).float() / 255
-        # at half the size, a bilinear pixel is the mean of four
-        return normalise(F.avg_pool2d(images, self.psi_size // self.schedule.size))
-
-    def loss(self, network: nn.Module, images: Tensor, mu: Tensor, sigma: Tensor) -> Tensor:
-        """L_dist of a batch of images for Psi."""
-        target = (self.features(images) - mu) / sigma  # Algorithm 3, line 22
-        inputs = self.teacher_input(images).contiguous(memory_format=torch.channels_last)
-        with autocast(self.precision, self.device):
-            output = network(inputs)  # Algorithm 3, line 23
-        return mean_squared_difference(output.float(), target)  # Algorithm 3, lines 24-28
-
-    def statistics(self, source: PretrainingImages, seed: int) -> tuple[Tensor, Tensor]:
-        """mu^Psi and sigma^Psi, shape (C, 1, 1) (lines 2-12)."""
-        batches = _batches(self.schedule.statistics_images, self.schedule.batch_size)
-        maps = map(self.features, self.images(source, (seed, 0), batches))
-        mu, sigma = channel_statistics(maps)
-        return mu[:, None, None].to(self.device), sigma[:, None, None].to(self.device)
-
-    @torch.no_grad()
-    def held_out_loss(
-        self, network: nn.Module, held_out: PretrainingImages, mu: Tensor, sigma: Tensor
-    ) -> float:
-        """L_dist on the same draws of the held-out images each time."""
-        size = self.schedule.batch_size
-        batches = _batches(HELD_OUT_BATCHES * size, size)
-        losses = [
-            self.loss(network, images, mu, sigma).item()
-            for images in self.images(held_out, (0, 2), batches)
-        ]
-        return float(np.mean(losses))
-
-
 def distill(
     teacher: PatchDescriptionNetwork,
     extractor: FeatureExtractor,
@@ -227,12 +134,13 @@ def distill(
         extractor: Psi, with PatchCore's post-processing.
         images: the images I_dist (ImageNet in the paper).
         schedule: see `DistillationSchedule`.
-        held_out: images never trained on; their loss is logged every `20 * log_every` iterations.
+        held_out: images never trained on; their loss is logged every `5 * log_every` iterations.
         run_dir: folder for log.csv, a checkpoint that a second call resumes from, and
             teacher.safetensors; None writes nothing.
         seed: every random choice derives from it and the number of the image.
         log_every: iterations between rows of the log.
-        workers: processes that read and cut images; 0: this one. The result is the same.
+        workers: processes that read and cut images (a script that asks for some must guard its
+            own start with `if __name__ == "__main__"`); 0: this one. The result is the same.
         start: the card of the teacher, if it was distilled before; the new card then holds it.
 
     Returns:
@@ -304,7 +212,7 @@ def distill(
         if (iteration + 1) % log_every == 0 or last:
             row = {"iteration": iteration + 1, "loss": distributed.mean(np.mean(losses), device)}
             row["held_out_loss"] = float("nan")
-            due = last or (iteration + 1) % (20 * log_every) == 0
+            due = last or (iteration + 1) % (5 * log_every) == 0
             if held_out is not None and due and distributed.is_first():
                 row["held_out_loss"] = pairs.held_out_loss(network, held_out, psi.mu, psi.sigma)
             progress.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "iteration"})
@@ -313,9 +221,13 @@ def distill(
         run.after(iteration + 1, last)
 
     teacher.load_state_dict(network.state_dict())  # Algorithm 3, line 31
-    if run.folder is not None and distributed.is_first():
-        card = config | row | _output_statistics(pairs, network, images, seed)
-        save_teacher(run.folder / TEACHER, teacher, card)
+    if run.writes and not (done == schedule.iterations and (run.folder / TEACHER).exists()):
+        statistics = pairs.output_statistics(network, images, seed)
+        names = ("output_mean", "output_deviation")
+        rounded = ([round(value, 6) for value in part.tolist()] for part in statistics)
+        save_teacher(
+            run.folder / TEACHER, teacher, config | row | dict(zip(names, rounded, strict=True))
+        )
     return row
 
 
@@ -352,30 +264,6 @@ def save_teacher(path: Path, teacher: PatchDescriptionNetwork, card: dict) -> No
     write_tensors(Path(path), weights, header | {"card": card})
 
 
-class KernelMuon(torch.optim.Muon):
-    """torch.optim.Muon, which takes matrices, on convolution kernels in channels_last format.
-
-    A kernel is a matrix of C_out rows; here one row is the kernel as it lies in memory, so that the
-    matrix shares it. Rates are scaled so that a step is as large as one of Adam's.
-    """
-
-    def __init__(self, kernels: Sequence[nn.Parameter], lr: float, weight_decay: float):
-        self.kernels = tuple(kernels)
-        matrices = [nn.Parameter(_matrix(kernel.data)) for kernel in kernels]
-        super().__init__(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
-
-    def step(self, closure=None):
-        matrices = self.param_groups[0]["params"]
-        for matrix, kernel in zip(matrices, self.kernels, strict=True):
-            matrix.grad = _matrix(kernel.grad)
-        return super().step(closure)
-
-
-def _matrix(kernel: Tensor) -> Tensor:
-    """Shape (C_out, kh * kw * C_in); of a channels_last kernel it is a view."""
-    return kernel.permute(0, 2, 3, 1).flatten(1)
-
-
 def make_optimizers(
     network: nn.Module, schedule: DistillationSchedule
 ) -> dict[str, torch.optim.Optimizer]:
@@ -400,24 +288,15 @@ def _learning_rate(schedule: DistillationSchedule, iteration: int) -> float:
     return schedule.learning_rate * rise * fall
 
 
-def _batches(count: int, size: int) -> list[range]:
-    """The numbers 0 ... count - 1 in batches; the last one may be smaller."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _output_statistics(
-    pairs: Pairs, network: nn.Module, images: PretrainingImages, seed: int
-) -> dict[str, list[float]]:
-    """Mean and deviation of T's output on images it learnt from, for the teacher's card."""
-    size = pairs.schedule.batch_size
-    batches = _batches(min(OUTPUT_BATCHES * size, pairs.schedule.statistics_images), size)
-    with torch.no_grad():
-        mean, deviation = channel_statistics(
-            network(pairs.teacher_input(batch).contiguous(memory_format=torch.channels_last))
-            for batch in pairs.images(images, (seed, 0), batches)
-        )
-    rounded = [[round(value, 6) for value in part.tolist()] for part in (mean, deviation)]
-    return {"output_mean": rounded[0], "output_deviation": rounded[1]}
+def _read_teacher(path: Path) -> tuple[dict[str, Tensor], dict]:
+    """Weights and card of a teacher's file, or of the checkpoint of a run that goes no further."""
+    if path.name != Run.CHECKPOINT:
+        weights, header = read_tensors(path, "teacher")
+        return weights, header["card"]
+    tensors, header = read_tensors(path, "checkpoint")
+    prefix = "teacher."
+    weights = {n[len(prefix) :]: value for n, value in tensors.items() if n.startswith(prefix)}
+    return weights, header["config"] | {"iteration": header["iteration"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -429,7 +308,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run-dir", type=Path, help="where log, checkpoint and teacher go")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--channels", type=int, default=384, help="of the features")
-    parser.add_argument("--start", type=Path, help="a teacher's file to go on from")
+    parser.add_argument("--start", type=Path, help="a teacher or checkpoint to go on from")
     parser.add_argument("--extractor", choices=BACKBONES, default="efficientnet-lite0")
     parser.add_argument("--weights", help="a state dict of the extractor on disk")
     parser.add_argument("--profile", choices=PRESETS, default="paper")
@@ -442,6 +321,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (args.run_dir is None) == (args.measure is None):
         parser.error("give either --run-dir or --measure")
 
+    try:
+        _run(args)
+    except (DataError, RunError, ValueError) as error:
+        sys.exit(str(error))
+
+
+def _run(args: argparse.Namespace) -> None:
     schedule = DistillationSchedule.named(args.profile)
     if args.iterations is not None:
         schedule = replace(schedule, iterations=args.iterations)
@@ -451,9 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     teacher = PatchDescriptionNetwork(args.size, args.channels)
     start = None
     if (path := args.start or args.measure) is not None:
-        weights, header = read_tensors(path, "teacher")
+        weights, start = _read_teacher(path)
         load_weights(teacher, weights, path)
-        start = header["card"]
     if args.measure is not None:
         loss = held_out_loss(teacher, extractor, images, held_out, schedule, args.seed)
         print(f"{args.measure.name}: held-out loss {loss:.4f}")

@@ -296,3 +296,16 @@ def test_the_texts_of_the_diagram_fit_into_their_boxes():
         inside = text.get_window_extent()
         assert box.x0 < inside.x0 and inside.x1 < box.x1
         assert box.y0 < inside.y0 and inside.y1 < box.y1
+
+
+def test_matrices_share_one_scale():
+    values = {"a": np.eye(4), "b": -np.ones((3, 5))}
+    figure = figures.matrices(values, "title", xlabel="x", ylabel="y", label="r")
+    *panels, bar = figure.axes
+    assert [ax.get_title() for ax in panels] == ["a", "b"] and bar.get_ylabel() == "r"
+    for ax, matrix in zip(panels, values.values(), strict=True):
+        assert ax.images[0].get_clim() == (-1, 1)
+        np.testing.assert_array_equal(ax.images[0].get_array(), matrix)
+    for bad in ({}, {"a": np.full((2, 2), 1.1)}, {"a": np.full((2, 2), np.nan)}):
+        with pytest.raises(ValueError, match="no matrices|no correlations"):
+            figures.matrices(bad, "title")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .images import DataError, list_images, read_image, read_mask
 from .layouts import DATASETS, dataset_name, list_scenarios, open_folder
-from .pretraining import PretrainingImages, open_pretraining
+from .pretraining import Draws, PretrainingImages, open_pretraining
 from .resized import ResizedImages
 from .scenario import DefectKind, Sample, Scenario, hold_out
 from .solar import SOLAR_SCENARIOS, open_solar
@@ -30,6 +30,7 @@ __all__ = [
     "SOLAR_SCENARIOS",
     "DataError",
     "DefectKind",
+    "Draws",
     "PretrainingImages",
     "ResizedImages",
     "Sample",

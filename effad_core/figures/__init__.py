@@ -5,7 +5,7 @@ nobody else holds: as the last expression of a notebook's cell it is shown once.
 """
 
 from .diagrams import pipeline_diagram
-from .images import image_grid, map_panel, matrix, patches_on_image
+from .images import image_grid, map_panel, matrices, matrix, patches_on_image
 from .plots import bars, curves, map_distributions, roc_curves, score_histogram
 from .style import ANOMALOUS, MAP_COLOURS, NORMAL, PALETTE, use_style
 
@@ -19,6 +19,7 @@ __all__ = [
     "image_grid",
     "map_distributions",
     "map_panel",
+    "matrices",
     "matrix",
     "patches_on_image",
     "pipeline_diagram",

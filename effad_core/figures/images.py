@@ -155,6 +155,41 @@ def matrix(
 
 
 @drawn_in_style
+def matrices(
+    values: Mapping[str, np.ndarray],
+    title: str,
+    xlabel: str = "",
+    ylabel: str = "",
+    label: str = "",
+) -> Figure:
+    """Correlation matrices side by side, on one colour scale from -1 to 1.
+
+    Args:
+        values: by name, each of shape (H, W).
+        title: says what to see.
+        xlabel, ylabel: what columns and rows are.
+        label: what the values are, written at the colour bar.
+
+    Raises:
+        ValueError: for no matrices, or values outside -1 ... 1.
+    """
+    if not values:
+        raise ValueError("there are no matrices to show")
+    for name, matrix in values.items():
+        if not (np.abs(matrix) <= 1 + 1e-6).all():  # a NaN fails the comparison
+            raise ValueError(f"{name!r} has values that are no correlations")
+    side = WIDTH / len(values)
+    figure, axes = new_figure(1, len(values), height=side + 0.9, width=WIDTH)
+    for (name, matrix), ax in zip(values.items(), axes[0], strict=True):
+        image = ax.imshow(matrix, cmap=SIGNED_COLOURS, vmin=-1, vmax=1)
+        ax.set(title=name, xlabel=xlabel)
+    axes[0, 0].set_ylabel(ylabel)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.75)
+    figure.suptitle(title)
+    return figure
+
+
+@drawn_in_style
 def patches_on_image(
     image: np.ndarray, centres: np.ndarray, shown: Sequence[int], side: int, title: str
 ) -> Figure:
