@@ -122,6 +122,8 @@ class EfficientAD(nn.Module):
                 f"there is no teacher {path}; distil one (notebook 02) and give its path"
             )
         weights, header = read_tensors(path, "teacher")
+        if "card" not in header:
+            raise RunError(f"{path} has no card; distil the teacher again")
         if not all(torch.isfinite(value).all() for value in weights.values()):
             raise RunError(f"{path} contains NaN or infinite weights; copy it again")
         load_weights(self.teacher, weights, path)

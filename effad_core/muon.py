@@ -11,11 +11,18 @@ class KernelMuon(torch.optim.Muon):
 
     A kernel is a matrix of C_out rows; here one row is the kernel as it lies in memory, so that the
     matrix shares it. Rates are scaled so that a step is as large as one of Adam's.
+
+    Raises:
+        ValueError: for kernels in another format, whose matrix would be a copy.
     """
 
     def __init__(self, kernels: Sequence[nn.Parameter], lr: float, weight_decay: float):
         self.kernels = tuple(kernels)
-        matrices = [nn.Parameter(_matrix(kernel.data)) for kernel in kernels]
+        matrices = [nn.Parameter(_matrix(kernel.data)) for kernel in self.kernels]
+        if any(m.data_ptr() != k.data_ptr() for m, k in zip(matrices, self.kernels, strict=True)):
+            raise ValueError(
+                "Muon needs kernels in channels_last format: convert the network first"
+            )
         super().__init__(matrices, lr, weight_decay, adjust_lr_fn="match_rms_adamw")
 
     def step(self, closure=None):

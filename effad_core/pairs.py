@@ -44,9 +44,8 @@ class Pairs:
         device: torch.device,
         workers: int = 0,
     ):
-        self.extractor, self.schedule, self.device, self.workers = (
-            extractor, schedule, device, workers,
-        )  # fmt: skip
+        self.extractor, self.schedule = extractor, schedule
+        self.device, self.workers = device, workers
         self.precision = resolve_precision(schedule.precision, device)
         self.psi_size = extractor.input_size(schedule.size)
         self.cells = output_length(schedule.size, schedule.padding)

@@ -272,6 +272,9 @@ def test_load_teacher(tmp_path, monkeypatch):
     ad.save(tmp_path / "detector.safetensors")
     with pytest.raises(RunError, match="not a teacher"):
         EfficientAD().load_teacher(tmp_path / "detector.safetensors")
+    write_tensors(tmp_path / "bare.safetensors", network.state_dict(), {"kind": "teacher"})
+    with pytest.raises(RunError, match="bare.safetensors has no card"):
+        EfficientAD().load_teacher(tmp_path / "bare.safetensors")
 
 
 def test_a_new_student_leaves_the_teacher_alone():

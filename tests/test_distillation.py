@@ -321,6 +321,11 @@ def test_a_muon_step_turns_every_direction_alike():
     assert 0.7 * 0.02 < rms < 1.3 * 0.02
 
 
+def test_muon_refuses_kernels_that_it_could_not_change():
+    with pytest.raises(ValueError, match="channels_last"):
+        KernelMuon([nn.Parameter(torch.randn(6, 4, 3, 2))], lr=0.1, weight_decay=0)
+
+
 def test_unknown_optimizer():
     with pytest.raises(ValueError, match="not 'sgd'"):
         DistillationSchedule(optimizer="sgd")
@@ -378,6 +383,10 @@ def test_measuring_and_going_on_from_a_teacher(drawn, tmp_path, capsys):
     main([*common, "--measure", str(path)])
     measured = float(capsys.readouterr().out.split("held-out loss ")[1])
     assert abs(measured - held) < 2e-3 * held  # half precision on disk
+    detector = EfficientAD(out_channels=16).load_teacher(path)  # student and autoencoder as well
+    with torch.no_grad():
+        maps = detector.squared_differences(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
+    assert [m.shape for m in maps] == [(1, 16, 56, 56)] * 2
     main([*common, "--start", str(path), "--run-dir", str(tmp_path / "b")])
     card = read_tensors(tmp_path / "b" / "teacher.safetensors", "teacher")[1]["card"]
     assert card["start"]["iteration"] == 1 and card["start"]["start"] is None

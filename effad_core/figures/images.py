@@ -179,7 +179,7 @@ def matrices(
         if not (np.abs(matrix) <= 1 + 1e-6).all():  # a NaN fails the comparison
             raise ValueError(f"{name!r} has values that are no correlations")
     side = WIDTH / len(values)
-    figure, axes = new_figure(1, len(values), height=side + 0.9, width=WIDTH)
+    figure, axes = new_figure(1, len(values), height=side + 0.5, width=WIDTH)
     for (name, matrix), ax in zip(values.items(), axes[0], strict=True):
         image = ax.imshow(matrix, cmap=SIGNED_COLOURS, vmin=-1, vmax=1)
         ax.set(title=name, xlabel=xlabel)
