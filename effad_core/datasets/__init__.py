@@ -8,7 +8,7 @@ from .images import DataError, list_images, read_image, read_mask
 from .layouts import DATASETS, dataset_name, list_scenarios, open_folder
 from .pretraining import Draws, PretrainingImages, open_pretraining
 from .resized import ResizedImages
-from .scenario import DefectKind, Sample, Scenario, hold_out
+from .scenario import DefectKind, Sample, Scenario, evenly, hold_out
 from .solar import SOLAR_SCENARIOS, open_solar
 from .transforms import (
     IMAGENET_MEAN,
@@ -38,6 +38,7 @@ __all__ = [
     "augment",
     "dataset_name",
     "draw_augmentation",
+    "evenly",
     "hold_out",
     "list_images",
     "list_scenarios",

@@ -221,6 +221,12 @@ def ranked_by_name(samples: Iterable[Sample], salt: str) -> list[Sample]:
     return sorted(samples, key=rank)
 
 
+def evenly(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
+    """At most `count` of the samples, evenly spaced, the first and the last among them; 0: all."""
+    count = min(count or len(samples), len(samples))
+    return tuple(samples[round(index)] for index in np.linspace(0, len(samples) - 1, count))
+
+
 def hold_out(
     samples: Sequence[Sample], fraction: float = 0.1, seed: int = 0
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:

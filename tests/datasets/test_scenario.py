@@ -15,6 +15,7 @@ from effad_core.datasets import (
     ResizedImages,
     Sample,
     Scenario,
+    evenly,
     hold_out,
     open_folder,
     open_scenario,
@@ -285,3 +286,11 @@ def test_graded_cells_exist_only_in_the_solar_scenarios(tmp_path):
     image(tmp_path / "train/good/a.png")
     with pytest.raises(DataError, match="include_graded"):
         open_scenario(tmp_path, include_graded=True)
+
+
+@pytest.mark.parametrize(
+    "count, expected", [(0, range(7)), (9, range(7)), (3, (0, 3, 6)), (2, (0, 6)), (1, (0,))]
+)
+def test_evenly_spaced_samples(count, expected):
+    assert evenly(range(7), count) == tuple(expected)
+    assert evenly((), count) == ()
