@@ -237,7 +237,7 @@ class EfficientAD(nn.Module):
             return self.predict([image], precision)[0]
         predictions = []
         for start in range(0, len(image), batch_size):
-            opened = [_open(item) for item in image[start : start + batch_size]]
+            opened = [open_image(item) for item in image[start : start + batch_size]]
             batch = torch.stack([to_tensor(resize(item, self.image_size)) for item in opened])
             m_st, m_ae = self.normalise_maps(*self.anomaly_maps(batch, precision))
             m = 0.5 * m_st + 0.5 * m_ae  # Algorithm 2, line 10
@@ -316,7 +316,7 @@ def place_cells(cells: Tensor, image_size: tuple[int, int], padding: bool) -> Te
     return F.pad(inner, borders, mode="replicate")
 
 
-def _open(item: ImageLike) -> Image.Image:
+def open_image(item: ImageLike) -> Image.Image:
     """Any accepted kind of image as RGB."""
     if isinstance(item, str | os.PathLike):
         return read_image(item)

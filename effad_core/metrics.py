@@ -246,7 +246,7 @@ def _corners(sweep: _Sweep) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _image_sweep(labels: ArrayLike, scores: ArrayLike) -> _Sweep:
-    labels, scores = np.asarray(labels), _checked_numbers(scores, "the scores")
+    labels, scores = np.asarray(labels), checked_numbers(scores, "the scores")
     if labels.shape != scores.shape or labels.ndim != 1:
         raise ValueError(f"labels {labels.shape} and scores {scores.shape} must be of one length")
     if not np.isin(labels, (0, 1)).all():
@@ -331,7 +331,7 @@ def _checked_limit(limit: float) -> float:
     return float(limit)
 
 
-def _checked_numbers(values: ArrayLike, name: str) -> np.ndarray:
+def checked_numbers(values: ArrayLike, name: str) -> np.ndarray:
     array = np.asarray(values)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"{name} must hold real numbers, not {array.dtype}")
@@ -347,7 +347,7 @@ def _checked_maps(
     maps, truths = list(maps), list(truths)
     if not maps or len(maps) != len(truths):
         raise ValueError(f"one map per image is needed: {len(maps)} maps, {len(truths)} {what}")
-    maps = [_checked_numbers(scored, f"the map of image {i}") for i, scored in enumerate(maps)]
+    maps = [checked_numbers(scored, f"the map of image {i}") for i, scored in enumerate(maps)]
     dtype = np.result_type(*{scored.dtype for scored in maps})
     for i, scored in enumerate(maps):
         if scored.ndim != 2 or not scored.size:
@@ -366,7 +366,7 @@ def _checked_mask(mask: ArrayLike | None, scored: np.ndarray, name: str) -> np.n
     """The mask as booleans, or None where it marks nothing."""
     if mask is None:
         return None
-    mask = _checked_numbers(mask, name)
+    mask = checked_numbers(mask, name)
     if mask.shape != scored.shape:
         raise ValueError(f"{name} has shape {mask.shape}, its map has {scored.shape}")
     mask = mask != 0

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
+from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from effad_core.runs import RunError, load_weights
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision)"
 
 # The layers of EfficientNet-Lite0 in its weight file -> in timm; block 0 expands no channels.

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaincinv
 
-from effad_core.metrics import _checked_numbers
+from effad_core.metrics import checked_numbers
 
 _KINDS = {  # what each kind says; it knows the numbers named here, and no others
     "fpr-confident": "at most {rate} of normal images are called anomalous ({confidence} "
@@ -331,7 +331,7 @@ _count = partial(_number, low=0, kind=int)
 
 def _numbers(values: ArrayLike, name: str, ndim: int = 1) -> np.ndarray:
     """As floats: float16 and float32 as they are, everything else as float64."""
-    array = _checked_numbers(values, name)
+    array = checked_numbers(values, name)
     if array.ndim != ndim or not array.size:
         raise ValueError(f"{name} must have {ndim} dimension(s) and a value, not {array.shape}")
     return array if array.dtype.char in "ef" else array.astype(np.float64)

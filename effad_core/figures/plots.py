@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from effad_core.metrics import image_auroc
+from effad_core.thresholds import roc_curve
 
 from .style import BLACK, GRAY, NORMAL, PALETTE, drawn_in_style, finite, group_colours, new_figure
 
@@ -153,22 +154,12 @@ def roc_curves(labels: np.ndarray, scores: Mapping[str, np.ndarray], title: str)
     ax = axes[0, 0]
     for name, values in scores.items():
         area = image_auroc(labels, values)
-        ax.plot(*_roc(labels, np.asarray(values)), label=f"{name}: {area:.3f}")
+        ax.plot(*roc_curve(labels, values)[:2], label=f"{name}: {area:.3f}")
     ax.plot([0, 1], [0, 1], color=GRAY, ls=":", lw=1.2, label="chance: 0.500")
     ax.set(title=title, xlabel="false positive rate", ylabel="true positive rate", aspect="equal")
     ax.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     ax.legend(title="area under the curve", loc="lower right")
     return figure
-
-
-def _roc(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates for every threshold; equal scores are one threshold."""
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(labels[order])
-    alarms = np.arange(1, len(labels) + 1)
-    last_of_tie = np.append(np.diff(scores[order]) != 0, True)
-    true, false = hits[last_of_tie], (alarms - hits)[last_of_tie]
-    return np.append(0, false / false[-1]), np.append(0, true / true[-1])
 
 
 @drawn_in_style
