@@ -39,8 +39,7 @@ class DistillationSchedule:
         iterations: optimiser steps (line 14).
         batch_size: images a step (line 16), of all processes together.
         statistics_images: images for mu and sigma of Psi (line 4).
-        optimizer: "adam" (line 13), or "muon": Muon for the kernels, Adam for the biases. Muon
-            needs about half of Adam's iterations for the same loss.
+        optimizer: "adam" (line 13), or "muon": Muon for the kernels, Adam for the biases.
         learning_rate: Adam's; Muon's steps are scaled to the size of Adam's.
         cosine: decay the learning rate to 1 % along half a cosine; the paper keeps it constant.
         size: side of T's square input in pixels; Psi's is `extractor.input_size(size)`.
@@ -157,9 +156,7 @@ def distill(
         )
     keep_freed_memory()
     device = next(teacher.parameters()).device
-    network = PatchDescriptionNetwork(teacher.size, teacher.out_channels, schedule.padding)
-    network.load_state_dict(teacher.state_dict())
-    network.to(device, memory_format=torch.channels_last).train()
+    network = _copy(teacher, schedule.padding)
     pairs = Pairs(extractor, schedule, device, workers)
     psi = nn.Module()  # mu^Psi and sigma^Psi, which a resumed run takes from its checkpoint
     for name in ("mu", "sigma"):
@@ -249,12 +246,17 @@ def held_out_loss(
         The loss in normalised feature units: 1 is no better than each channel's mean.
     """
     keep_freed_memory()
-    device = next(teacher.parameters()).device
-    network = PatchDescriptionNetwork(teacher.size, teacher.out_channels, schedule.padding)
-    network.load_state_dict(teacher.state_dict())
-    network.to(device, memory_format=torch.channels_last)
-    pairs = Pairs(extractor, schedule, device)
+    pairs = Pairs(extractor, schedule, next(teacher.parameters()).device)
+    network = _copy(teacher, schedule.padding)
     return pairs.held_out_loss(network, held_out, *pairs.statistics(images, seed))
+
+
+def _copy(teacher: PatchDescriptionNetwork, padding: bool) -> PatchDescriptionNetwork:
+    """The same network with this padding, in the memory format that trains fastest."""
+    network = PatchDescriptionNetwork(teacher.size, teacher.out_channels, padding)
+    network.load_state_dict(teacher.state_dict())
+    device = next(teacher.parameters()).device
+    return network.to(device, memory_format=torch.channels_last)
 
 
 def save_teacher(path: Path, teacher: PatchDescriptionNetwork, card: dict) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import effad_core
-from effad_core import EfficientAD, PatchDescriptionNetwork, teacher_report
+from effad_core import EfficientAD, PatchDescriptionNetwork, open_scenario, teacher_report
 from effad_core.datasets import IMAGENET_MEAN, IMAGENET_STD, DataError
 from effad_core.distillation import save_teacher
 from effad_core.report import TeacherReport, main
@@ -378,3 +378,14 @@ def test_a_report_is_frozen_and_can_be_replaced(made):
     with pytest.raises(AttributeError):
         report.images = 3
     assert not replace(report, findings=("x",)).ok
+
+
+def test_the_shipped_teacher_on_real_images_and_on_camera_noise():
+    detector = EfficientAD().load_teacher()
+    cells = teacher_report(detector, open_scenario("solar-mono").train[:8])
+    assert cells.ok and cells.reference == "the pretraining images", str(cells)
+    rng = np.random.default_rng(0)
+    wall = np.clip(rng.normal(128, 3, (2, 256, 256, 1)), 0, 255).astype(np.uint8)
+    blank = teacher_report(detector, np.broadcast_to(wall, (2, 256, 256, 3)).copy())
+    assert not blank.ok and blank.median_ratio < 0.2, str(blank)
+    assert cells.median_ratio > 2 * blank.median_ratio
