@@ -5,16 +5,14 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from effad_core.datasets.images import DataError, read_image, to_rgb
+from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.transforms import normalise, resize, to_tensor
 from effad_core.networks import (
     MIN_IMAGE_SIZE,
@@ -24,34 +22,17 @@ from effad_core.networks import (
     PatchDescriptionNetwork,
 )
 from effad_core.precision import autocast, resolve_precision
+from effad_core.prediction import Prediction
 from effad_core.runs import RunError, load_weights, read_tensors, write_tensors
 from effad_core.statistics import StreamQuantiles
+from effad_core.thresholds import OperatingPoint
 
 TEACHERS = Path(__file__).parent.parent / "data" / "teachers"
 QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the detector says of one image. Maps are float32, (H, W), at the image's own size.
-
-    Attributes:
-        map: the combined anomaly map M, the mean of the two below.
-        score: the anomaly score, the maximum of M before it is resized to the image's size.
-        st_map: the normalised student-teacher map.
-        ae_map: the normalised autoencoder map.
-    """
-
-    map: np.ndarray
-    score: float
-    st_map: np.ndarray
-    ae_map: np.ndarray
-
 
 class EfficientAD(nn.Module):
-    """The three networks, the teacher's channel statistics and the four map quantiles.
+    """The three networks, the teacher's channel statistics, the quantiles, the thresholds.
 
     A new detector has random networks: `load_teacher` gives it a distilled teacher, `train` (in
     `effad_core.training`) fits the rest.
@@ -67,6 +48,8 @@ class EfficientAD(nn.Module):
         teacher, student, autoencoder: T, S and A.
         mu, sigma: the teacher's channel statistics, shape (C, 1, 1).
         quantiles: q_a^ST, q_b^ST, q_a^AE, q_b^AE, shape (4,); NaN until they are found.
+        threshold, pixel_threshold: the `OperatingPoint`s above which a score and a map's pixel are
+            anomalous; None until you choose them. New quantiles take them away.
         card: provenance of the teacher and the training, JSON-able, saved with the weights.
 
     Raises:
@@ -95,6 +78,8 @@ class EfficientAD(nn.Module):
         self.register_buffer("mu", torch.zeros(out_channels, 1, 1))
         self.register_buffer("sigma", torch.ones(out_channels, 1, 1))
         self.register_buffer("quantiles", torch.full((4,), torch.nan))
+        self.threshold: OperatingPoint | None = None
+        self.pixel_threshold: OperatingPoint | None = None
         self.card: dict = {"teacher": "random"}
         self.eval()
 
@@ -208,6 +193,7 @@ class EfficientAD(nn.Module):
                     "validation images; are they constant?"
                 )
         self.quantiles.copy_(torch.tensor(found))
+        self.threshold = self.pixel_threshold = None  # they were on another scale
 
     # --- Algorithm 2 ---------------------------------------------------------------------------
 
@@ -235,6 +221,7 @@ class EfficientAD(nn.Module):
         many = isinstance(image, Sequence) and not isinstance(image, str)
         if not many and not (isinstance(image, np.ndarray) and image.ndim == 4):
             return self.predict([image], precision)[0]
+        limits = [p and p.threshold for p in (self.threshold, self.pixel_threshold)]
         predictions = []
         for start in range(0, len(image), batch_size):
             opened = [open_image(item) for item in image[start : start + batch_size]]
@@ -250,7 +237,7 @@ class EfficientAD(nn.Module):
                 own = F.interpolate(own, size=(item.height, item.width), mode="bilinear")[0]
                 combined, st_map, ae_map = own.cpu().numpy()
                 predictions.append(  # Algorithm 2, line 12
-                    Prediction(combined, scores[index].item(), st_map, ae_map)
+                    Prediction(combined, scores[index].item(), st_map, ae_map, *limits)
                 )
         return predictions
 
@@ -264,6 +251,11 @@ class EfficientAD(nn.Module):
             "padding": self.padding,
             "image_size": self.image_size,
             "out_channels": self.out_channels,
+            "operating_points": {
+                name: point.to_dict()
+                for name in ("threshold", "pixel_threshold")
+                if (point := getattr(self, name)) is not None
+            },
             "card": self.card,
         }
         write_tensors(Path(path), self.state_dict(), header)
@@ -284,6 +276,10 @@ class EfficientAD(nn.Module):
                 header["out_channels"],
             )
             detector.card = dict(header["card"])
+            points = header.get("operating_points", {})  # detectors saved before have none
+            for name in ("threshold", "pixel_threshold"):
+                if name in points:
+                    setattr(detector, name, OperatingPoint.from_dict(points[name]))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{path} has a header that does not describe a detector: {error}"
@@ -314,20 +310,3 @@ def place_cells(cells: Tensor, image_size: tuple[int, int], padding: bool) -> Te
     inner = F.interpolate(cells, size=(h, w), mode="bilinear")
     borders = (margin, image_size[1] - w - margin, margin, image_size[0] - h - margin)
     return F.pad(inner, borders, mode="replicate")
-
-
-def open_image(item: ImageLike) -> Image.Image:
-    """Any accepted kind of image as RGB."""
-    if isinstance(item, str | os.PathLike):
-        return read_image(item)
-    if isinstance(item, Image.Image):
-        return to_rgb(item, "the image given")
-    if isinstance(item, np.ndarray):
-        fits = item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3)
-        if item.dtype != np.uint8 or not fits or item.size == 0:
-            raise DataError(
-                f"an image array must be uint8 of shape (H, W, 3) or (H, W), not {item.dtype} of "
-                f"shape {item.shape}"
-            )
-        return Image.fromarray(item).convert("RGB")
-    raise DataError(f"an image is a path, a PIL image or a uint8 array, not {type(item).__name__}")

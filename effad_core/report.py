@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from effad_core.datasets import SCENARIOS, DataError, Sample, Scenario, list_images, open_scenario
+from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.transforms import normalise, resize, to_tensor
 from effad_core.datasets.visa import is_visa_object
-from effad_core.detector import EfficientAD, ImageLike, open_image
+from effad_core.detector import EfficientAD
 from effad_core.runs import RunError
 from effad_core.statistics import ChannelMoments, never_varies
 

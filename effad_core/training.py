@@ -199,7 +199,8 @@ def train(
     if done == total_steps and run.folder is not None and (run.folder / DETECTOR).exists():
         finished = EfficientAD.load(run.folder / DETECTOR)
         detector.load_state_dict(finished.state_dict())
-        detector.card = finished.card
+        for name in ("card", "threshold", "pixel_threshold"):
+            setattr(detector, name, getattr(finished, name))
         return row
 
     # Algorithm 1, lines 3-10: mu and sigma of the teacher over the training images

@@ -6,12 +6,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from effad_core import EfficientAD, RunError, detector
+from effad_core import EfficientAD, OperatingPoint, RunError, detector, train
 from effad_core.datasets import DataError
 from effad_core.detector import place_cells
 from effad_core.distillation import save_teacher
 from effad_core.networks import Autoencoder, PatchDescriptionNetwork
 from effad_core.runs import write_tensors
+from effad_core.thresholds import max_f1, pixel_threshold, threshold_for_fpr
+from effad_core.training import Schedule
 
 
 def by_hand(ad, path):
@@ -229,6 +231,67 @@ def test_predictions_survive_the_disk_bit_for_bit(narrow, drawn, tmp_path):
     ad.save(tmp_path / "x.safetensors")
     assert equal(EfficientAD.load(tmp_path / "x.safetensors").predict(drawn[0]),
                  ad.predict(drawn[0]))  # fmt: skip
+
+
+def test_the_verdict_is_that_of_the_stored_thresholds(narrow, drawn, tmp_path):
+    ad = narrow()
+    before = ad.predict(drawn)
+    for prediction, name in ((before[0], "is_anomalous"), (before[0], "anomalous_pixels")):
+        with pytest.raises(ValueError, match=r"no (pixel_)?threshold: choose an operating point"):
+            getattr(prediction, name)
+    scores = np.array([p.score for p in before])
+    ad.threshold = threshold_for_fpr(scores, 0.5, guarantee="average")
+    ad.pixel_threshold = pixel_threshold([p.map for p in before], 0.5, guarantee="average")
+    ad.save(tmp_path / "x.safetensors")
+    loaded = EfficientAD.load(tmp_path / "x.safetensors")
+    assert (loaded.threshold, loaded.pixel_threshold) == (ad.threshold, ad.pixel_threshold)
+    limit = np.sort(scores)[4]  # the 5th of 8: 4 of 9 lie above on average
+    after = loaded.predict(drawn)
+    assert [p.is_anomalous for p in after] == [bool(score > limit) for score in scores]
+    assert sum(p.is_anomalous for p in after) == 3
+    for prediction in after:
+        expected = prediction.map > np.sort([p.map.max() for p in before])[4]
+        assert np.array_equal(prediction.anomalous_pixels, expected)
+
+
+def test_a_score_equal_to_the_threshold_is_normal(narrow, drawn):
+    ad = narrow()
+    score = ad.predict(drawn[0]).score
+    ad.threshold = OperatingPoint(score, "labels-f1", 2)
+    assert not ad.predict(drawn[0]).is_anomalous
+    ad.threshold = OperatingPoint(np.nextafter(score, -np.inf), "labels-f1", 2)
+    assert ad.predict(drawn[0]).is_anomalous
+
+
+def test_new_quantiles_take_the_thresholds_away(narrow):
+    ad = narrow()
+    ad.threshold = ad.pixel_threshold = max_f1([0, 1], [0.0, 1.0])
+    images = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
+    ad.find_quantiles([images], 2, "float32")
+    assert ad.threshold is None and ad.pixel_threshold is None
+
+
+def test_a_finished_run_brings_its_thresholds(narrow, scenario, pretraining, tmp_path):
+    schedule = Schedule(iterations=1, autoencoder_iterations=0, precision="float32")
+    ad = narrow()
+    train(ad, scenario, schedule, pretraining, tmp_path)
+    ad.threshold = max_f1([0, 1], [0.0, 1.0])
+    ad.save(tmp_path / "detector.safetensors")
+    again = narrow()
+    train(again, scenario, schedule, pretraining, tmp_path)
+    assert again.threshold == ad.threshold and again.pixel_threshold is None
+
+
+@pytest.mark.parametrize(
+    "points", [{"threshold": {"kind": "guess"}}, {"threshold": 3}, {"pixel_threshold": {}}, 7]
+)
+def test_a_damaged_operating_point_is_refused(narrow, tmp_path, points):
+    ad, path = narrow(), tmp_path / "x.safetensors"
+    header = dict(kind="detector", size="small", padding=False, image_size=(256, 256), card={})
+    header |= {"out_channels": 8, "operating_points": points}
+    write_tensors(path, ad.state_dict(), header)
+    with pytest.raises(RunError, match="x.safetensors has a header"):
+        EfficientAD.load(path)
 
 
 def test_files_that_are_no_detector(narrow, tmp_path):

@@ -10,6 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file and the remedy in one sentence."""
@@ -176,3 +178,20 @@ def _to_8_bit(values: np.ndarray, name: object) -> np.ndarray:
             f"0..{highest} (or NaN): scale them to 0..{highest}, or save an 8-bit image."
         )
     return np.rint(values.astype(np.float64) * (255 / highest)).astype(np.uint8)
+
+
+def open_image(item: ImageLike) -> Image.Image:
+    """Any accepted kind of image as RGB."""
+    if isinstance(item, str | os.PathLike):
+        return read_image(item)
+    if isinstance(item, Image.Image):
+        return to_rgb(item, "the image given")
+    if isinstance(item, np.ndarray):
+        fits = item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3)
+        if item.dtype != np.uint8 or not fits or item.size == 0:
+            raise DataError(
+                f"an image array must be uint8 of shape (H, W, 3) or (H, W), not {item.dtype} of "
+                f"shape {item.shape}"
+            )
+        return Image.fromarray(item).convert("RGB")
+    raise DataError(f"an image is a path, a PIL image or a uint8 array, not {type(item).__name__}")
