@@ -21,7 +21,7 @@ from effad_core.networks import (
     Autoencoder,
     PatchDescriptionNetwork,
 )
-from effad_core.precision import autocast, resolve_precision
+from effad_core.precision import computing_in, resolve_precision
 from effad_core.prediction import Prediction
 from effad_core.runs import RunError, load_weights, read_tensors, write_tensors
 from effad_core.statistics import StreamQuantiles
@@ -140,12 +140,12 @@ class EfficientAD(nn.Module):
 
         Args:
             images: uint8, shape (N, 3, H, W), already at image_size.
-            precision: "float32" (the reference), "bfloat16" or "auto".
+            precision: "float32" (the reference), or another of `resolve_precision`'s.
 
         Returns:
             Two float32 tensors of shape (N, H, W).
         """
-        with autocast(resolve_precision(precision, self.device), self.device):
+        with computing_in(resolve_precision(precision, self.device), self.device):
             images = images.to(self.device).contiguous(memory_format=torch.channels_last)
             differences = self.squared_differences(images)
         return tuple(  # Algorithm 1, lines 54-55; Algorithm 2, lines 6-7
@@ -208,7 +208,7 @@ class EfficientAD(nn.Module):
         Args:
             image: a path, a PIL image, a uint8 array (H, W, 3) or (H, W), or a sequence of these;
                 an array (N, H, W, 3) is a sequence.
-            precision: "float32" (the reference), "bfloat16" or "auto".
+            precision: "float32" (the reference), or another of `resolve_precision`'s.
             batch_size: images that go through the networks at once.
 
         Returns:

@@ -17,7 +17,7 @@ from effad_core.datasets.pretraining import Draws, PretrainingImages
 from effad_core.datasets.transforms import normalise
 from effad_core.losses import mean_squared_difference
 from effad_core.networks import output_length
-from effad_core.precision import autocast, resolve_precision
+from effad_core.precision import computing_in, resolve_precision
 from effad_core.statistics import channel_statistics
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Pairs:
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """Psi's features, float32, shape (n, C, h, w), of the cells that T has."""
-        with autocast(self.precision, self.device):
+        with computing_in(self.precision, self.device):
             maps = self.extractor(images.to(self.device))  # Algorithm 3, lines 8 and 21
         inner = slice(None) if self.schedule.padding else slice(4, 4 + self.cells)
         return maps.float()[..., inner, inner]
@@ -91,7 +91,7 @@ class Pairs:
         """L_dist of a batch of images for Psi."""
         target = (self.features(images) - mu) / sigma  # Algorithm 3, line 22
         inputs = self.teacher_input(images)
-        with autocast(self.precision, self.device):
+        with computing_in(self.precision, self.device):
             output = network(inputs)  # Algorithm 3, line 23
         return mean_squared_difference(output.float(), target)  # Algorithm 3, lines 24-28
 

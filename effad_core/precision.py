@@ -1,19 +1,27 @@
-"""The number format of a computation: float32, the reference, or bfloat16 where it is fast."""
+"""The arithmetic of a computation: float32, the reference, or what is faster and as good."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+from effad_core.winograd import minimal_filtering
+
+WINOGRAD = "float32-winograd"
+PRECISIONS = ("auto", "float32", WINOGRAD, "bfloat16")
+WORTH = 2.0  # times faster than float32 that bfloat16 must be: about what Winograd's way gains
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """ "auto" becomes "bfloat16" where the processor is faster in it, else "float32".
+    """ "auto" becomes what is fastest on a device, the others stay.
 
-    Instructions for bfloat16 do not make a processor fast in it: matrix units (AMX) do, vector
-    instructions alone may be slower than float32. So a CPU is timed, once a process.
+    "float32" is the reference. "float32-winograd" is float32 with the large convolutions done by
+    `effad_core.winograd`, on a CPU. "bfloat16" is autocast. Instructions for bfloat16 do not make
+    a processor fast in it: matrix units (AMX) do, vector instructions alone may be slower than
+    float32. So a CPU is timed, once a process.
 
     Raises:
         ValueError: for any other name.
@@ -24,11 +32,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type != "cpu":
+        return "float32"
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     has_instructions = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    if device.type == "cpu" and has_instructions and bfloat16_speed() > 1.25:
-        return "bfloat16"
-    return "float32"
+    return "bfloat16" if has_instructions and bfloat16_speed() > WORTH else WINOGRAD
 
 
 @cache
@@ -48,6 +56,9 @@ def bfloat16_speed() -> float:
     return min(seconds[torch.float32][1:]) / min(seconds[torch.bfloat16][1:])
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The autocast context for a resolved precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+@contextmanager
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+    """The context of a resolved precision."""
+    half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    with minimal_filtering(precision == WINOGRAD), half:
+        yield

@@ -26,7 +26,7 @@ from effad_core.datasets.transforms import augment, draw_augmentation, normalise
 from effad_core.detector import EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 from effad_core.memory import keep_freed_memory
-from effad_core.precision import autocast, resolve_precision
+from effad_core.precision import computing_in, resolve_precision
 from effad_core.runs import Run, fingerprint
 from effad_core.statistics import channel_statistics
 
@@ -52,7 +52,7 @@ class Schedule:
         penalty: whether the pretraining penalty is part of the loss (line 22).
         cache_megabytes: memory for the teacher's output on training images, which never changes; in
             half precision, as many images as fit. 0 computes it each time (lines 14-15).
-        precision: "float32", "bfloat16" or "auto" (bfloat16 where it is fast).
+        precision: as in `resolve_precision`; "auto" takes the fastest on the device.
     """
 
     iterations: int = 70_000
@@ -204,7 +204,7 @@ def train(
         return row
 
     # Algorithm 1, lines 3-10: mu and sigma of the teacher over the training images
-    with torch.no_grad(), autocast(precision, device):
+    with torch.no_grad(), computing_in(precision, device):
         mu, sigma = channel_statistics(
             detector.teacher(normalise(images.to(device))).float()
             for images in training_images.batches(8)
@@ -221,7 +221,7 @@ def train(
         chosen = rng.integers(len(training_images), size=schedule.autoencoder_batch).tolist()
         images = torch.stack([to_tensor(training_images[index]) for index in chosen]).to(device)
         teacher = torch.cat([teacher_features[index] for index in chosen])
-        with autocast(precision, device):
+        with computing_in(precision, device):
             output = autoencoder(normalise(images).contiguous(memory_format=torch.channels_last))
         return {"L_AE": mean_squared_difference(output.float(), teacher)}
 
@@ -298,7 +298,7 @@ def loss_terms(
     images = [augmented, image] + ([] if pretraining_image is None else [pretraining_image])
     images = normalise(torch.stack(images).to(device))  # (3, 3, H, W)
     images = images.contiguous(memory_format=torch.channels_last)
-    with autocast(resolve_precision(schedule.precision, device), device):
+    with computing_in(resolve_precision(schedule.precision, device), device):
         with torch.no_grad():  # Algorithm 1, lines 14-15 and 33-34
             teacher = detector.normalised_teacher(images[: 2 if teacher_output is None else 1])
         teacher = teacher.float()
@@ -344,7 +344,7 @@ class TeacherFeatures:
         if output is None:
             device = self.detector.device
             image = normalise(to_tensor(self.images[index])[None].to(device))
-            with autocast(self.precision, device):
+            with computing_in(self.precision, device):
                 image = image.contiguous(memory_format=torch.channels_last)
                 output = self.detector.normalised_teacher(image).half()
             if output.nbytes <= self._left:

@@ -1,10 +1,10 @@
-""" "auto" is bfloat16 only where this processor was measured to be faster in it."""
+""" "auto" is bfloat16 only where this processor was measured to be far faster in it."""
 
 import pytest
 import torch
 
-from effad_core import precision
-from effad_core.precision import resolve_precision
+from effad_core import precision, winograd
+from effad_core.precision import computing_in, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -17,28 +17,38 @@ def forget():
 
 
 def test_a_given_precision_stays():
-    assert [resolve_precision(name, CPU) for name in ("float32", "bfloat16")] == [
-        "float32",
-        "bfloat16",
-    ]
-    with pytest.raises(ValueError, match="auto, float32, bfloat16, not 'half'"):
+    for name in ("float32", "float32-winograd", "bfloat16"):
+        assert resolve_precision(name, CPU) == name
+    with pytest.raises(ValueError, match="auto, float32, float32-winograd, bfloat16, not 'half'"):
         resolve_precision("half", CPU)
 
 
 @pytest.mark.parametrize(
     ("capabilities", "speed", "expected"),
     [
-        ({"avx512_bf16": True}, 0.5, "float32"),  # instructions, but slower
-        ({"avx512_bf16": True}, 1.2, "float32"),  # not worth the rounding
+        ({"avx512_bf16": True}, 0.5, "float32-winograd"),  # instructions, but slower
+        ({"avx512_bf16": True}, 1.9, "float32-winograd"),  # Winograd's way gains as much
         ({"avx512_bf16": True, "amx_bf16": True}, 2.5, "bfloat16"),
         ({"amx_bf16": True}, 2.5, "bfloat16"),
-        ({}, 2.5, "float32"),
+        ({}, 2.5, "float32-winograd"),
     ],
 )
 def test_auto(monkeypatch, capabilities, speed, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     monkeypatch.setattr(precision, "bfloat16_speed", lambda: speed)
     assert resolve_precision("auto", CPU) == expected
+
+
+def test_other_devices():
+    assert resolve_precision("auto", torch.device("mps")) == "float32"
+
+
+@pytest.mark.parametrize("name", ["float32", "float32-winograd", "bfloat16"])
+def test_the_context(name):
+    with computing_in(name, CPU):
+        assert torch.is_autocast_enabled("cpu") == (name == "bfloat16")
+        assert winograd._in_use.get() == (name == "float32-winograd")
+    assert not torch.is_autocast_enabled("cpu") and not winograd._in_use.get()
 
 
 def test_the_speed_is_the_ratio_of_the_best_times(monkeypatch):
