@@ -1,19 +1,18 @@
 """EfficientAD: teacher, student, autoencoder and every number found on data, in one module.
 
-`predict` is Algorithm 2. Notebook 05 builds its normalisation by hand.
+`predict` (see `Predictor`) is Algorithm 2. Notebook 05 builds its normalisation by hand.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effad_core.datasets.images import ImageLike, open_image
-from effad_core.datasets.transforms import normalise, resize, to_tensor
+from effad_core.datasets.transforms import normalise
 from effad_core.networks import (
     MIN_IMAGE_SIZE,
     PATCH_SIZE,
@@ -22,16 +21,19 @@ from effad_core.networks import (
     PatchDescriptionNetwork,
 )
 from effad_core.precision import computing_in, resolve_precision
-from effad_core.prediction import Prediction
+from effad_core.prediction import Predictor
 from effad_core.runs import RunError, load_weights, read_tensors, write_tensors
 from effad_core.statistics import StreamQuantiles
 from effad_core.thresholds import OperatingPoint
+
+if TYPE_CHECKING:
+    from effad_core.inference import PreparedDetector
 
 TEACHERS = Path(__file__).parent.parent / "data" / "teachers"
 QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
 
 
-class EfficientAD(nn.Module):
+class EfficientAD(nn.Module, Predictor):
     """The three networks, the teacher's channel statistics, the quantiles, the thresholds.
 
     A new detector has random networks: `load_teacher` gives it a distilled teacher, `train` (in
@@ -197,49 +199,29 @@ class EfficientAD(nn.Module):
 
     # --- Algorithm 2 ---------------------------------------------------------------------------
 
-    def predict(
-        self,
-        image: ImageLike | Sequence[ImageLike],
-        precision: str = "float32",
-        batch_size: int = 8,
-    ) -> Prediction | list[Prediction]:
-        """Anomaly map and score of an image, or of each image of a sequence (Algorithm 2).
+    def combined_maps(self, images: Tensor, precision: str = "float32") -> Tensor:
+        """M and the two normalised maps that it is the mean of (Algorithm 2, lines 1-10).
 
         Args:
-            image: a path, a PIL image, a uint8 array (H, W, 3) or (H, W), or a sequence of these;
-                an array (N, H, W, 3) is a sequence.
-            precision: "float32" (the reference), or another of `resolve_precision`'s.
-            batch_size: images that go through the networks at once.
+            images, precision: as in `anomaly_maps`.
 
         Returns:
-            A `Prediction`, or a list of them in the order of the sequence.
+            float32, shape (N, 3, H, W): combined, student-teacher, autoencoder.
 
         Raises:
-            DataError: for an unreadable file or an array of another type or shape.
-            ValueError: if the detector has no quantiles, or its map contains NaN.
+            ValueError: as `normalise_maps`.
         """
-        many = isinstance(image, Sequence) and not isinstance(image, str)
-        if not many and not (isinstance(image, np.ndarray) and image.ndim == 4):
-            return self.predict([image], precision)[0]
-        limits = [p and p.threshold for p in (self.threshold, self.pixel_threshold)]
-        predictions = []
-        for start in range(0, len(image), batch_size):
-            opened = [open_image(item) for item in image[start : start + batch_size]]
-            batch = torch.stack([to_tensor(resize(item, self.image_size)) for item in opened])
-            m_st, m_ae = self.normalise_maps(*self.anomaly_maps(batch, precision))
-            m = 0.5 * m_st + 0.5 * m_ae  # Algorithm 2, line 10
-            if not torch.isfinite(m).all():
-                raise ValueError("the anomaly map contains NaN or infinite values; the detector's "
-                                 "weights are damaged, or the precision is too low")  # fmt: skip
-            scores = m.flatten(1).amax(dim=1)  # Algorithm 2, line 11
-            for index, item in enumerate(opened):
-                own = torch.stack([m[index], m_st[index], m_ae[index]])[None]
-                own = F.interpolate(own, size=(item.height, item.width), mode="bilinear")[0]
-                combined, st_map, ae_map = own.cpu().numpy()
-                predictions.append(  # Algorithm 2, line 12
-                    Prediction(combined, scores[index].item(), st_map, ae_map, *limits)
-                )
-        return predictions
+        m_st, m_ae = self.normalise_maps(*self.anomaly_maps(images, precision))
+        m = 0.5 * m_st + 0.5 * m_ae  # Algorithm 2, line 10
+        return torch.stack([m, m_st, m_ae], dim=1)
+
+    def prepare(
+        self, device: str = "cpu", precision: str = "auto", compile: bool = False
+    ) -> "PreparedDetector":
+        """This detector for fast inference, with `predict` as here; see `PreparedDetector`."""
+        from effad_core.inference import PreparedDetector
+
+        return PreparedDetector(self, device, precision, compile)
 
     # --- disk ----------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from effad_core.datasets import Sample, Scenario, resize, to_tensor
-from effad_core.detector import EfficientAD
 from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
+from effad_core.prediction import Predictor
 from effad_core.runs import write_text
 
 MAPS = ("combined", "student-teacher", "autoencoder")
@@ -172,7 +172,7 @@ class Evaluation:
 
 
 def evaluate(
-    detector: EfficientAD,
+    detector: Predictor,
     scenario: Scenario | Sequence[Sample],
     precision: str = "auto",
     batch_size: int = 8,
@@ -181,7 +181,7 @@ def evaluate(
     """Score a scenario's test images (Algorithm 2).
 
     Args:
-        detector: trained.
+        detector: trained, as it is or prepared.
         scenario: its test images are scored; or the samples themselves, for a part of them.
         precision: as in `EfficientAD.anomaly_maps`.
         batch_size: images that go through the networks at once.
@@ -203,11 +203,10 @@ def evaluate(
     for start in tqdm(starts, desc="evaluating", leave=False):
         images = [sample.load() for sample in samples[start : start + batch_size]]
         batch = torch.stack([to_tensor(resize(image, detector.image_size)) for image in images])
-        m_st, m_ae = detector.normalise_maps(*detector.anomaly_maps(batch, precision))
-        combined = 0.5 * m_st + 0.5 * m_ae  # Algorithm 2, line 10
-        for name, m in zip(MAPS, (combined, m_st, m_ae), strict=True):
+        maps_of_batch = detector.combined_maps(batch, precision)
+        for name, m in zip(MAPS, maps_of_batch.unbind(dim=1), strict=True):
             scores[name].append(m.flatten(1).amax(dim=1).cpu().numpy())  # Algorithm 2, line 11
-        for image, m in zip(images, combined, strict=True) if keep_maps else ():
+        for image, m in zip(images, maps_of_batch[:, 0], strict=True) if keep_maps else ():
             own = F.interpolate(m[None, None], size=(image.height, image.width), mode="bilinear")
             maps.append(own[0, 0].cpu().numpy())
     return Evaluation(

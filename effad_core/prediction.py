@@ -1,8 +1,16 @@
-"""What a detector says of one image: numpy in, a verdict out, knows no network."""
+"""From images to verdicts: the last lines of Algorithm 2, for whatever computes the maps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effad_core.datasets.images import ImageLike, open_image
+from effad_core.datasets.transforms import resize, to_tensor
+from effad_core.thresholds import OperatingPoint
 
 
 @dataclass(frozen=True)
@@ -51,3 +59,63 @@ def _set(threshold: float | None, name: str) -> float:
             f"detector.{name} = effad_core.thresholds.threshold_for_fpr(validation_scores, 0.05)"
         )
     return threshold
+
+
+class Predictor:
+    """What predicts images: it has maps, the size that they are computed at, and thresholds.
+
+    Attributes:
+        image_size: (H, W) in pixels, to which images are resized.
+        threshold, pixel_threshold: the `OperatingPoint`s of scores and of pixels, or None.
+    """
+
+    image_size: tuple[int, int]
+    threshold: OperatingPoint | None
+    pixel_threshold: OperatingPoint | None
+
+    def combined_maps(self, images: Tensor, precision: str) -> Tensor:
+        """Combined, student-teacher and autoencoder map, (N, 3, H, W), of uint8 (N, 3, H, W)."""
+        raise NotImplementedError
+
+    def predict(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        precision: str = "float32",
+        batch_size: int = 8,
+    ) -> Prediction | list[Prediction]:
+        """Anomaly map and score of an image, or of each image of a sequence (Algorithm 2).
+
+        Args:
+            image: a path, a PIL image, a uint8 array (H, W, 3) or (H, W), or a sequence of these;
+                an array (N, H, W, 3) is a sequence.
+            precision: "float32" (the reference), or another of `resolve_precision`'s.
+            batch_size: images that go through the networks at once.
+
+        Returns:
+            A `Prediction`, or a list of them in the order of the sequence.
+
+        Raises:
+            DataError: for an unreadable file or an array of another type or shape.
+            ValueError: if the detector has no quantiles, or its map contains NaN.
+        """
+        many = isinstance(image, Sequence) and not isinstance(image, str)
+        if not many and not (isinstance(image, np.ndarray) and image.ndim == 4):
+            return self.predict([image], precision)[0]
+        limits = [p and p.threshold for p in (self.threshold, self.pixel_threshold)]
+        predictions = []
+        for start in range(0, len(image), batch_size):
+            opened = [open_image(item) for item in image[start : start + batch_size]]
+            batch = torch.stack([to_tensor(resize(item, self.image_size)) for item in opened])
+            maps = self.combined_maps(batch, precision)
+            if not torch.isfinite(maps).all():
+                raise ValueError("the anomaly map contains NaN or infinite values; the detector's "
+                                 "weights are damaged, or the precision is too low")  # fmt: skip
+            scores = maps[:, 0].flatten(1).amax(dim=1)  # Algorithm 2, line 11
+            for index, item in enumerate(opened):
+                size = (item.height, item.width)
+                own = F.interpolate(maps[index : index + 1], size=size, mode="bilinear")[0]
+                combined, st_map, ae_map = own.cpu().numpy()
+                predictions.append(  # Algorithm 2, line 12
+                    Prediction(combined, scores[index].item(), st_map, ae_map, *limits)
+                )
+        return predictions

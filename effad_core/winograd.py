@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 TILE = 6  # pixels along a side of a tile
 POINTS = (0.0, 1.0, -1.0, 2.0, -0.5)  # and infinity: where the polynomials are evaluated
@@ -40,12 +40,13 @@ def minimal_filtering(enabled: bool = True) -> Iterator[None]:
 
 def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
     """A convolution of stride 1, by `conv2d` below where that is in use and pays, else torch's."""
-    if _in_use.get() and _pays(images, weight, padding):
+    if _in_use.get() and pays(images, weight, padding):
         return conv2d(images, weight, bias, padding)
     return F.conv2d(images, weight, bias, padding=padding)
 
 
-def _pays(images: Tensor, weight: Tensor, padding: int) -> bool:
+def pays(images: Tensor, weight: Tensor, padding: int) -> bool:
+    """Whether `conv2d` is expected to be faster than torch's convolution."""
     outputs, channels, *kernel = weight.shape
     cells = [side + 2 * padding - kernel[0] + 1 for side in images.shape[2:]]
     return (
@@ -98,6 +99,21 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             for_weight = _weight_gradient(images, gradient, r, ctx.padding)
         return for_images, for_weight, None
+
+
+class FilteredConvolution(nn.Module):
+    """A convolution of stride 1 for inference, its kernel transformed beforehand."""
+
+    def __init__(self, layer: nn.Conv2d):
+        super().__init__()
+        self.kernel_size, self.padding = layer.kernel_size[0], layer.padding[0]
+        self.register_buffer("kernel", transformed(layer.weight).contiguous())
+        self.register_buffer("bias", layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return filtered(images, self.kernel, self.kernel_size, self.padding).add_(
+            self.bias[:, None, None]
+        )
 
 
 @cache
