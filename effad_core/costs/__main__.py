@@ -1,0 +1,3 @@
+from effad_core.costs import main
+
+main()

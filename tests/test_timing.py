@@ -1,0 +1,93 @@
+"""The protocol with a clock and a detector of the test's own; the table beside the paper's."""
+
+import numpy as np
+import pytest
+import torch
+
+from effad_core import timing
+from effad_core.costs import METHODS
+from effad_core.timing import main, measure, paper_timings, table
+
+
+class Clocked:
+    """Stands for a prepared detector: the n-th call takes n ms, as its own clock says."""
+
+    device, precision, image_size = torch.device("cpu"), "float32", (256, 256)
+
+    def __init__(self):
+        self.now, self.sizes = 0.0, []
+
+    def perf_counter(self):
+        return self.now
+
+    def combined_maps(self, images):
+        assert images.dtype == torch.uint8 and images.shape[1:] == (3, 256, 256)
+        self.sizes.append(len(images))
+        self.now += len(self.sizes) / 1000
+        return torch.zeros(len(images), 3, 256, 256)
+
+
+@pytest.fixture
+def clocked(monkeypatch):
+    detector = Clocked()
+    monkeypatch.setattr(timing.time, "perf_counter", detector.perf_counter)
+    return detector
+
+
+def test_the_protocol(clocked):
+    found = measure(clocked, "x", warm_up=20, runs=100, batches=3, batch_size=4)
+    assert clocked.sizes == [1] * 120 + [4] * (10 + 3)  # warming up, then what counts
+    np.testing.assert_allclose(found.latencies, np.arange(21, 121) / 1000)
+    assert found.mean == pytest.approx(70.5) and found.percentile(50) == pytest.approx(70.5)
+    assert found.percentile(99) == pytest.approx(21 + 0.99 * 99)
+    assert found.throughput == pytest.approx(3 * 4 / (0.131 + 0.132 + 0.133))
+    assert found.memory is None or found.memory > 10
+    assert torch.__version__ in found.machine and "threads" in found.machine
+
+
+def test_as_many_batches_as_runs(clocked):
+    measure(clocked, warm_up=0, runs=5, batch_size=2)
+    assert clocked.sizes == [1] * 5 + [2] * 5
+
+
+@pytest.mark.parametrize("wrong", [{"runs": 0}, {"batches": 0}, {"batch_size": 0}, {"warm_up": -1}])
+def test_nothing_to_time(clocked, wrong):
+    with pytest.raises(ValueError, match="at least one run"):
+        measure(clocked, **{"runs": 1} | wrong)
+
+
+def test_the_peak_is_that_of_the_measurement(narrow):
+    """An array from before the measurement, freed, does not count."""
+    large = np.ones(2**27)  # 1 GiB
+    del large
+    found = measure(narrow().prepare(precision="float32"), warm_up=0, runs=1, batch_size=1)
+    assert found.memory is not None and found.memory > 100
+    if timing.Path("/proc/self/clear_refs").exists():
+        before = timing._peak_memory(torch.device("cpu"))
+        large = np.ones(2**27)
+        assert timing._peak_memory(torch.device("cpu")) > before + 900
+        del large
+
+
+def test_the_table_and_the_paper(clocked):
+    assert paper_timings().keys() == METHODS.keys()
+    for name, values in paper_timings().items():
+        batched, alone = 1000 / values["throughput"], values["latency_ms"]["RTX A6000"]
+        assert 0.4 * alone < batched < alone, name  # an image of a batch takes less time
+    found = measure(clocked, "EfficientAD-M", warm_up=0, runs=2, batch_size=1)
+    lines = table([found]).splitlines()
+    (ours,) = [line for line in lines if line.startswith("EfficientAD-M, float32")]
+    assert ours.split()[2:5] == ["1.5", "1.5", "1.99"] and ours.split()[6:8] == ["21", "235"]
+    (paper,) = [line for line in lines if line.startswith("EfficientAD-S (paper)")]
+    assert paper.split()[2:] == ["2.2", "614", "8", "76", "100"]
+
+
+def test_the_command(narrow, tmp_path, capsys):
+    path = tmp_path / "x.safetensors"
+    narrow().save(path)
+    main([str(path), "--runs", "1", "--warm-up", "0", "--batch-size", "2"])
+    assert "EfficientAD-S, float32" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"absent.safetensors does not exist"):
+        main([str(tmp_path / "absent.safetensors")])
+    with pytest.raises(SystemExit, match="not 'int4'"):
+        main([str(path), "--precision", "int4"])
