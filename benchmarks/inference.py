@@ -1,0 +1,137 @@
+"""Seconds per image: a prepared detector against a plain implementation of Algorithm 2.
+
+    python benchmarks/inference.py [--size small medium]
+
+The plain one follows the pseudocode: float32, torch's default memory layout, each network on its
+own. ONNX Runtime and anomalib's EfficientAd take part where they are installed. All take turns in
+one process on the same random images. The limit is what a direct convolution can reach: the FLOPs
+of the networks over the rate at which the largest layer of the PDN runs here, measured beside them;
+Winograd's way needs fewer multiplications and may pass it.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from effad_core import EfficientAD
+from effad_core.costs import count
+from effad_core.costs.regression import EfficientAD as Networks
+from effad_core.datasets import normalise
+from effad_core.timing import machine, new_detector
+
+
+def plain(detector: EfficientAD) -> Callable[[Tensor], object]:
+    """Algorithm 2, word by word."""
+
+    def run(images: Tensor) -> Tensor:
+        image = normalise(images)
+        teacher = (detector.teacher(image) - detector.mu) / detector.sigma
+        student, autoencoder = detector.student(image), detector.autoencoder(image)
+        m_st = ((teacher - student[:, :384]) ** 2).mean(dim=1, keepdim=True)
+        m_ae = ((autoencoder - student[:, 384:]) ** 2).mean(dim=1, keepdim=True)
+        maps = [F.interpolate(m, (224, 224), mode="bilinear") for m in (m_st, m_ae)]
+        m_st, m_ae = (F.pad(m, (16, 16, 16, 16), mode="replicate") for m in maps)
+        qa_st, qb_st, qa_ae, qb_ae = detector.quantiles
+        m_st = 0.1 * (m_st - qa_st) / (qb_st - qa_st)
+        m_ae = 0.1 * (m_ae - qa_ae) / (qb_ae - qa_ae)
+        return 0.5 * m_st + 0.5 * m_ae
+
+    return run
+
+
+def onnx_runtime(detector: EfficientAD) -> Callable[[Tensor], object] | None:
+    try:
+        import onnxruntime
+
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "detector.onnx"
+            detector.export(path)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    except ImportError:
+        return None
+    return lambda images: session.run(None, {"image": images.permute(0, 2, 3, 1).numpy()})
+
+
+def anomalib(size: str) -> Callable[[Tensor], object] | None:
+    """anomalib's model, from its teacher's input to its map; its weights are random."""
+    try:
+        from anomalib.models.image.efficient_ad.torch_model import (
+            EfficientAdModel,
+            EfficientAdModelSize,
+        )
+    except ImportError:
+        return None
+    model = EfficientAdModel(384, EfficientAdModelSize(size), padding=False).eval()
+    return lambda images: model(images.float() / 255)
+
+
+def limit(detector: EfficientAD) -> Callable[[Tensor], object]:
+    """The PDN's second convolution alone, directly: most of the work of Algorithm 2."""
+    layer = detector.teacher[3]
+    with torch.inference_mode():
+        images = torch.rand(1, layer.in_channels, 126, 126)
+        images = images.contiguous(memory_format=torch.channels_last)
+        weight = layer.weight.contiguous(memory_format=torch.channels_last)
+    return lambda _: F.conv2d(images, weight, layer.bias)
+
+
+def compare(size: str, rounds: int) -> None:
+    torch.manual_seed(0)
+    detector = new_detector(size)
+    bf16 = (torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}).get(
+        "avx512_bf16"
+    )
+    precisions = ("float32", "float32-winograd", *(("bfloat16",) if bf16 else ()))
+    ways = {
+        "plain, float32": plain(detector),
+        **{f"prepared, {p}": detector.prepare(precision=p).combined_maps for p in precisions},
+        "ONNX Runtime": onnx_runtime(detector),
+        "anomalib": anomalib(size),
+        "limit": limit(detector),
+    }
+    ways = {name: way for name, way in ways.items() if way is not None}
+    images = torch.randint(256, (1, 3, 256, 256), dtype=torch.uint8)
+    seconds = {name: [] for name in ways}
+    with torch.inference_mode():
+        for round_number in range(rounds + 2):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way(images)
+                if round_number >= 2:  # the first two warm up
+                    seconds[name].append(time.perf_counter() - start)
+    layer = detector.teacher[3]
+    rate = 2 * layer.weight.numel() * 123**2 / statistics.median(seconds.pop("limit"))
+    flops = count(lambda: Networks(size), 256)[1]
+    print(f"\nEfficientAD-{size[0].upper()}: {flops / 1e9:.1f} GFLOPs an image; direct "
+          f"convolution {rate / 1e9:.0f} GFLOP/s")  # fmt: skip
+    print(f"{'':28}ms an image  x plain  share of the limit")
+    first = seconds["plain, float32"]
+    for name, times in seconds.items():
+        gain = statistics.median(p / t for p, t in zip(first, times, strict=True))
+        took = statistics.median(times)
+        print(f"{name:28}{1000 * took:11.0f}{gain:9.2f}{flops / took / rate:20.0%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--size", nargs="+", choices=("small", "medium"), default=["small", "medium"]
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    print(machine(torch.device("cpu")))
+    for size in args.size:
+        compare(size, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
