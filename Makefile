@@ -4,18 +4,20 @@ PROFILE ?= quick
 SCENARIO ?=
 DATA ?=
 TORCH_INDEX ?=
+PORT ?= 8866
+CHROMIUM ?= chromium
 # Recipes read these as shell variables, so that a path may hold spaces and quotes.
-export PROFILE SCENARIO DATA TORCH_INDEX
+export PROFILE SCENARIO DATA TORCH_INDEX PORT CHROMIUM
 
 BIN := .venv/bin/python
 PIP := -m pip install --disable-pip-version-check
 # JupyterLab's kernel is this environment's, whatever else is installed on the machine.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
-.PHONY: help tutorial test lab tidy constraints clean python
+.PHONY: help tutorial test lab app site test-browser tidy constraints clean python chromium
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 tutorial: .venv/.installed ## Execute the notebooks [PROFILE=quick|laptop|paper] [SCENARIO=name] [DATA=folder]
 	@$(BIN) notebooks/run.py --profile "$$PROFILE" \
@@ -30,6 +32,16 @@ test: .venv/.installed ## Lint, unit tests, and the notebooks' checked outputs
 lab: .venv/.installed ## Open the notebooks in JupyterLab
 	$(BIN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
 
+app: .venv/.extras ## Serve the threshold explorer as a page [PROFILE=...] [SCENARIO=...] [DATA=...] [PORT=8866]
+	@$(BIN) notebooks/app.py --profile "$$PROFILE" --port "$$PORT" \
+		$${SCENARIO:+--scenario "$$SCENARIO"} $${DATA:+--data "$$DATA"}
+
+site: .venv/.extras ## Build the executed notebooks and the docstrings as a searchable site
+	@$(BIN) docs/build.py
+
+test-browser: chromium .venv/.extras ## Drive the explorer and the site in Chromium
+	$(BIN) -m pytest -rP tests/browser
+
 tidy: .venv/.installed ## Execute the notebooks with their own small defaults and strip them for a commit
 	$(BIN) notebooks/tidy.py --run
 
@@ -37,7 +49,7 @@ constraints: python ## Refresh constraints.txt with the newest admitted versions
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python $(PIP) --upgrade setuptools
-	build/constraints/bin/python $(PIP) --no-build-isolation --editable '.[test]' $(HOLD)
+	build/constraints/bin/python $(PIP) --no-build-isolation --editable '.[test,site,browser]' $(HOLD)
 	grep '^#' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
@@ -52,6 +64,11 @@ python:
 	@$(PYTHON) -c 'import ensurepip, venv' || { \
 		echo "This needs Python's venv; on Debian and Ubuntu it is the package python3-venv." >&2; exit 1; }
 
+chromium:
+	@command -v "$$CHROMIUM" > /dev/null || { \
+		echo "This needs Chromium as '$(CHROMIUM)' (apt-get install chromium); name another with CHROMIUM=google-chrome." >&2; \
+		exit 1; }
+
 # The stamp is written last: an interrupted installation is taken up again by the next call.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory python
@@ -60,4 +77,8 @@ python:
 	@if [ -n "$$TORCH_INDEX" ]; then set -x; \
 		$(BIN) $(PIP) --constraint constraints.txt --no-deps --index-url "$$TORCH_INDEX" torch torchvision; fi
 	$(BIN) $(PIP) --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	@touch $@
+
+.venv/.extras: .venv/.installed
+	$(BIN) $(PIP) --constraint constraints.txt --no-build-isolation --editable '.[site,browser]'
 	@touch $@

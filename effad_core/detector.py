@@ -223,6 +223,12 @@ class EfficientAD(nn.Module, Predictor):
 
         return PreparedDetector(self, device, precision, compile)
 
+    def export(self, path: str | os.PathLike) -> None:
+        """Write an ONNX file, for machines without PyTorch; see `effad_core.export`."""
+        from effad_core.export import export
+
+        export(self, path)
+
     # --- disk ----------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike) -> None:

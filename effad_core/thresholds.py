@@ -32,6 +32,7 @@ _KINDS = {  # what each kind says; it knows the numbers named here, and no other
     "labels-f1": "the highest F1 on {images} labelled images",
     "labels-recall": "finds at least {rate} of the anomalous ones of {images} labelled images",
     "labels-cost": "the lowest cost on {images} labelled images",
+    "manual": "chosen by hand, looking at {images} images; no rate is stated",
 }
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -45,7 +46,7 @@ class OperatingPoint:
     """
 
     threshold: float  # finite; a score above it is anomalous
-    kind: str  # how it was chosen: from normal images, from their pixels, or from labelled images
+    kind: str  # how it was chosen: from normal images, their pixels, labelled images, or by hand
     images: int  # behind it
     rate: float | None = None  # asked for: the highest FPR; of "labels-recall" the recall
     confidence: float | None = None  # of upper_fpr; of "pixel-fpr", of lower_fpr to upper_fpr

@@ -121,6 +121,28 @@ def test_map_panel_outlines_the_mask_where_it_is():
     assert image.get_xlim() == (-0.5, 59.5) and image.get_ylim() == (39.5, -0.5)
 
 
+def test_map_panel_shows_the_truth_in_a_column_of_its_own():
+    mask = np.zeros((40, 60), bool)
+    mask[10:20, 30:50] = True
+    rows = [row(mask=mask), row(mask=np.zeros((40, 60), bool)), row()]
+    figure = figures.map_panel(rows, ["st", "ae"], {"st": (0, 1), "ae": (0, 2)}, truth=True)
+    grid = np.array(figure.axes).reshape(4, 4)
+    assert [ax.get_title() for ax in grid[0]] == ["image", "ground truth", "st", "ae"]
+    assert [len(line[0].collections) for line in grid[:-1]] == [0, 0, 0]  # no outlines
+    shown = [line[1].images[0].get_array() for line in grid[:-1]]
+    assert np.array_equal(shown[0], mask)
+    assert shown[1].shape == shown[2].shape == (40, 60) and not np.any(shown[1:])
+    assert [texts(line[1]) for line in grid[:-1]] == [[""], ["no defect"], ["no mask"]]
+    assert [line[3].images[0].get_clim() for line in grid[:-1]] == [(0, 2)] * 3
+    assert [ax.axison for ax in grid[-1]] == [False, False, True, True]
+
+
+def test_map_panel_keeps_the_lines_of_a_title_and_wraps_each():
+    title = "swapped nuts and washers\nscore 0.19: found"
+    figure = figures.map_panel([row(title)], ["st"], {"st": (0, 1)})
+    assert figure.axes[0].get_ylabel() == "swapped nuts and\nwashers\nscore 0.19: found"
+
+
 @pytest.mark.parametrize("full", [True, False])
 def test_map_panel_takes_a_mask_of_everything_or_nothing(full):
     rows = [row(mask=np.full((40, 60), full))]

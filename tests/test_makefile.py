@@ -4,13 +4,14 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 # What `make test` itself puts into the environment of these tests.
-OUTER = re.compile("MAKE|MFLAGS|(PROFILE|SCENARIO|DATA|TORCH_INDEX|PYTHON)$")
+OUTER = re.compile("MAKE|MFLAGS|(PROFILE|SCENARIO|DATA|TORCH_INDEX|PYTHON|PORT|CHROMIUM)$")
 # Logs its arguments one per line; as `-m venv` it makes a copy of itself; fails where FAIL says so.
 PYTHON = """#!/bin/sh
 printf '%s\\n' "<$#>" "$@" >> "$CALLS"
@@ -50,9 +51,9 @@ def test_help_lists_every_target():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.M)
     shown = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    listed = re.findall(r"^  make (\w+) +\S", shown, re.M)
-    assert sorted(listed) == sorted(set(phony.split()) - {"python"})
-    assert {"tutorial", "test", "lab", "help"} <= set(listed)
+    listed = re.findall(r"^  make ([\w-]+) +\S", shown, re.M)
+    assert sorted(listed) == sorted(set(phony.split()) - {"python", "chromium"})
+    assert {"tutorial", "test", "lab", "help", "site", "app", "test-browser"} <= set(listed)
 
 
 def test_the_second_call_installs_nothing(make):
@@ -113,3 +114,34 @@ def test_a_python_that_does_not_exist_is_a_sentence(make):
     done, _ = make("tutorial", "PYTHON=python3.99")
     assert done.returncode != 0
     assert "needs Python 3.11 or newer as 'python3.99'" in done.stderr
+
+
+def test_only_what_needs_the_extras_installs_them_and_once(make):
+    for target in ("tutorial", "test", "lab"):
+        _, calls = make(target)
+        assert not any("site" in argument for call in calls for argument in call), target
+    for target, script in (("site", "docs/build.py"), ("app", "notebooks/app.py")):
+        _, calls = make(target)
+        assert calls[-1][0] == script
+        installs = [call for call in calls if "install" in call]
+        assert [call[-1] for call in installs] == [".[site,browser]"] * (target == "site")
+        assert all("--constraint" in call for call in installs)
+    os.utime(make.folder / "constraints.txt", (time.time() + 10,) * 2)
+    _, calls = make("site")
+    assert [call[-1] for call in calls if "install" in call][-2:] == [".[test]", ".[site,browser]"]
+
+
+def test_variables_reach_the_app(make):
+    data = "/data/my 'best' \"images\""
+    _, calls = make("app", "PROFILE=laptop", "PORT=9000", "SCENARIO=tray", f"DATA={data}")
+    expected = ["--profile", "laptop", "--port", "9000", "--scenario", "tray", "--data", data]
+    assert calls[-1] == ["notebooks/app.py", *expected]
+
+
+def test_the_browser_is_looked_for_before_anything_is_installed(make):
+    done, calls = make("test-browser", "CHROMIUM=no-such-browser")
+    assert done.returncode != 0 and calls == []
+    assert "apt-get install chromium" in done.stderr
+    done, calls = make("test-browser", "CHROMIUM=sh")
+    assert done.returncode == 0
+    assert calls[-1] == ["-m", "pytest", "-rP", "tests/browser"]

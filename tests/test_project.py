@@ -26,7 +26,7 @@ def bounds(requirements, names=None):
 
 
 def direct():
-    return bounds(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    return bounds(sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"]))
 
 
 def pins():

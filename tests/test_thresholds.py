@@ -432,6 +432,7 @@ def points():
         max_f1(labels, scores),
         for_recall(labels, scores, 1),
         for_cost(labels, scores, 1, 5, 0.02),
+        OperatingPoint(0.5, "manual", 80),
     ]
 
 
@@ -471,7 +472,7 @@ def test_other_descriptions_are_refused():
 
 def test_a_point_is_a_sentence():
     scores = np.arange(120) / 120
-    confident, average, pixel, f1, recall, cost = points()
+    confident, average, pixel, f1, recall, cost, manual = points()
     assert str(threshold_for_fpr(scores, 0.05)) == (
         "threshold 0.9833: at most 5 % of normal images are called anomalous (95 % confidence, "
         "120 normal images; 1.653 % on average, bound 3.892 %)"
@@ -484,6 +485,7 @@ def test_a_point_is_a_sentence():
     assert str(f1).endswith("the highest F1 on 80 labelled images")
     assert str(recall).endswith("finds at least 100 % of the anomalous ones of 80 labelled images")
     assert str(cost).endswith("the lowest cost on 80 labelled images")
+    assert str(manual) == ("threshold 0.5: chosen by hand, looking at 80 images; no rate is stated")
 
 
 # --- what is refused --------------------------------------------------------------------------

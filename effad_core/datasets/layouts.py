@@ -9,9 +9,14 @@
 <folder>/defects_config.json                                 optional; MVTec LOCO (see `loco`)
 
 VisA as it is downloaded has no such folders but a table (see `visa`); it opens the same way.
+
+A folder without train/good that holds images, in it or in folders below it, opens as images of
+good parts alone. If one of those folders is called test, good, bad or the like, not all of the
+images may be good, which is an error.
 """
 
 import os
+import re
 from pathlib import Path
 
 from .images import SUFFIXES, DataError, list_images
@@ -19,6 +24,11 @@ from .loco import CONFIG, read_defect_kinds
 from .scenario import GOOD, Sample, Scenario, good_samples, hold_out
 from .visa import VISA, is_visa_object, open_visa, visa_objects
 
+SPLITS = ("train", "validation", "test", "ground_truth")
+VERDICTS = (  # words in a folder's name beside which other images are to be expected
+    *(GOOD, "ok", "normal", "bad", "ng", "nok", "abnormal", "anomaly", "anomalies", "anomalous"),
+    *("defect", "defects", "defective", "faulty", "mask", "masks"),
+)
 DATASETS = {  # name -> its scenarios
     "mvtec-ad": (
         *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
@@ -32,24 +42,27 @@ DATASETS = {  # name -> its scenarios
 def open_folder(
     path: str | os.PathLike, *, validation_fraction: float = 0.1, seed: int = 0
 ) -> Scenario:
-    """Open a folder in one of the layouts above; `train/good` alone is enough.
+    """Open a folder in one of the layouts above; `train/good` alone, or good images, is enough.
 
     Args:
         path: the folder, one scenario (of MVTec AD: `.../bottle`; of VisA: `.../candle`).
-        validation_fraction: share of train/good to hold out if there is no validation/good.
+        validation_fraction: share of the good images to hold out if there is no validation/good.
         seed: seed of that choice (see `hold_out`).
 
     Returns:
-        The scenario, named after the folder.
+        The scenario, named after the folder. Where all images were taken as good, its source, which
+        `Scenario.summary` prints, says so, with their number and the folders that they are from.
 
     Raises:
-        DataError: if the folder, its train/good or a mask is missing, a folder is empty, or
-            defects_config.json or VisA's table cannot be used.
+        DataError: if the folder or a mask is missing, a folder is empty, images lie neither in
+            train/good nor in a folder of good images alone, or defects_config.json or VisA's table
+            cannot be used.
     """
     path = Path(path).expanduser()
     if not _has_train_good(path) and is_visa_object(path):
         return open_visa(path, validation_fraction=validation_fraction, seed=seed)
-    _check_train_good(path)
+    if not _has_train_good(path):
+        return _open_good_images(path, validation_fraction, seed)
     train = good_samples(list_images(path / "train" / GOOD))
     if (path / "validation").is_dir():
         validation = good_samples(list_images(path / "validation" / GOOD))
@@ -131,27 +144,53 @@ def _check_folder(path: Path) -> None:
     if not path.is_dir():
         problem = "is a file, not a folder" if path.exists() else "does not exist"
         raise DataError(
-            f"The dataset folder {path} {problem}: name a folder that holds train/{GOOD}."
+            f"The dataset folder {path} {problem}: name a folder that holds train/{GOOD}, or "
+            "images of good parts alone."
         )
 
 
-def _check_train_good(path: Path) -> None:
+def _open_good_images(path: Path, validation_fraction: float, seed: int) -> Scenario:
+    """A folder without layout: all images in it and below it are of good parts."""
     _check_folder(path)
-    if _has_train_good(path):
-        return
     if scenarios := _scenarios(path):
         raise DataError(
             f"{path} holds several scenarios: name one of them, for example {scenarios[0]} "
             f"(found {', '.join(child.name for child in scenarios)})."
         )
-    inside = [child for child in path.iterdir() if not child.name.startswith(".")]
-    if any(child.suffix.lower() in SUFFIXES for child in inside):
+    good = path / "train" / GOOD
+    try:
+        images = list_images(path, recursive=True)
+    except DataError:
         raise DataError(
-            f"{path} holds images but no train/{GOOD}: put the normal ones into "
-            f"{path / 'train' / GOOD}."
-        )
-    raise DataError(
-        f"{path} has no train/{GOOD}: create {path / 'train' / GOOD} and put normal images into it."
+            f"{path} has no train/{GOOD} and holds no image: create {good} and put images of good "
+            "parts into it."
+        ) from None
+    parents = {image.relative_to(path).parent for image in images}
+    folders = sorted({name for parent in parents for name in parent.parts})
+    folders += [name for name in SPLITS if (path / name).is_dir() and name not in folders]
+    for name in folders:
+        if name.lower() in SPLITS:
+            raise DataError(
+                f"{path} holds images and a folder {name}, but no train/{GOOD}: put the images of "
+                f"good parts into {good}, or name a folder that holds nothing else."
+            )
+        if set(re.findall(r"[^\W\d_]+", name.lower())) & set(VERDICTS):
+            raise DataError(
+                f"{path} holds images in a folder {name}, so that not all of them may show good "
+                f"parts: name the folder of the good ones, or put these into {good}."
+            )
+    train, validation = hold_out(good_samples(images), validation_fraction, seed)
+    below = sorted(parent.as_posix() for parent in parents if parent.parts)
+    included = f" in it and in {', '.join(below[:5])}" if below else " in it"
+    if len(below) > 5:
+        included += f" and {len(below) - 5} more folders"
+    return Scenario(
+        name=path.resolve().name,
+        train=train,
+        validation=validation,
+        test=(),
+        source=f"the folder {path}; all {len(images)} images{included} are taken as good",
+        licence="the licence of the images in that folder",
     )
 
 

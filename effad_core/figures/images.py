@@ -5,10 +5,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .style import ANOMALOUS, MAP_COLOURS, SIGNED_COLOURS, SKY, WIDTH, drawn_in_style, new_figure
+from .style import (
+    ANOMALOUS,
+    BLACK,
+    MAP_COLOURS,
+    SIGNED_COLOURS,
+    SKY,
+    WIDTH,
+    drawn_in_style,
+    new_figure,
+)
+
+MASK_COLOURS = LinearSegmentedColormap.from_list("mask", ["#eeeeee", ANOMALOUS])
 
 
 @drawn_in_style
@@ -63,6 +75,7 @@ def map_panel(
     columns: Sequence[str],
     limits: Mapping[str, tuple[float, float]],
     suptitle: str = "",
+    truth: bool = False,
 ) -> Figure:
     """Images and the maps that belong to them; each column of maps has one fixed colour scale.
 
@@ -72,6 +85,8 @@ def map_panel(
         columns: names of the maps, from left to right.
         limits: of each column the values at the two ends of its colour scale, (lowest, highest).
         suptitle: says what to see.
+        truth: show the mask in a column of its own, and leave the image as it is; a row without
+            a mask says "no mask", one with an empty mask "no defect".
 
     Raises:
         ValueError: for no rows or columns, a map that a row lacks, or a column without limits.
@@ -87,31 +102,39 @@ def map_panel(
             if name not in row["maps"]:
                 known = ", ".join(row["maps"])
                 raise ValueError(f"the row {row['title']!r} has no map {name!r}, but {known}")
-    side = min(WIDTH / (len(columns) + 1), 2.3)
+    first = 2 if truth else 1  # of the columns of maps
+    side = min(WIDTH / (len(columns) + first), 2.3)
     height = len(rows) * side + 0.7 + 0.35 * bool(suptitle)
     figure, axes = new_figure(
         len(rows) + 1,  # the last one holds the colour bars
-        len(columns) + 1,
+        len(columns) + first,
         height,
-        width=(len(columns) + 1) * side,
+        width=(len(columns) + first) * side,
         height_ratios=[side] * len(rows) + [0.1],
     )
     for row, line in zip(rows, axes[:-1], strict=True):
         _show_image(line[0], row["image"])
-        line[0].set_ylabel(textwrap.fill(row["title"], 22), fontsize=9)
-        if row.get("mask") is not None:
+        wrapped = (textwrap.fill(part, 22) for part in row["title"].splitlines())
+        line[0].set_ylabel("\n".join(wrapped), fontsize=9)
+        if truth:
+            _show_mask(line[1], row.get("mask"), np.shape(row["image"])[:2])
+        elif row.get("mask") is not None:
             _outline(line[0], row["mask"])
-        for name, ax in zip(columns, line[1:], strict=True):
+        for name, ax in zip(columns, line[first:], strict=True):
             low, high = limits[name]
             ax.imshow(row["maps"][name], cmap=MAP_COLOURS, vmin=low, vmax=high)
             _bare(ax)
-    for name, column in zip(columns, axes.T[1:], strict=True):
+    for name, column in zip(columns, axes.T[first:], strict=True):
         column[0].set_title(textwrap.fill(name, 22))
         scale = figure.colorbar(
             column[0].images[0], cax=column[-1], orientation="horizontal", extend="both"
         )
         scale.ax.tick_params(labelsize=8)
-    axes[-1, 0].axis("off")
+    for ax in axes[-1, :first]:
+        ax.axis("off")
+    if truth:
+        axes[0, 0].set_title("image")
+        axes[0, 1].set_title("ground truth")
     figure.suptitle(suptitle)
     return figure
 
@@ -233,6 +256,14 @@ def _bare(ax: Axes) -> None:
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+def _show_mask(ax: Axes, mask: np.ndarray | None, shape: tuple[int, int]) -> None:
+    words = "no mask" if mask is None else "" if np.any(mask) else "no defect"
+    shown = np.zeros(shape) if mask is None else np.asarray(mask, dtype=float)
+    ax.imshow(shown, cmap=MASK_COLOURS, vmin=0, vmax=1)
+    ax.text(0.5, 0.5, words, ha="center", va="center", color=BLACK, transform=ax.transAxes)
+    _bare(ax)
 
 
 def _outline(ax: Axes, mask: np.ndarray) -> None:

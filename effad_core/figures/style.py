@@ -43,20 +43,39 @@ def use_style() -> None:
     plt.rcParams.update(STYLE)
 
 
-def drawn_in_style(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+class DescribedFigure(Figure):
+    """A figure that tells a notebook its alternative text, for readers who cannot see it."""
+
+    @property
+    def alternative_text(self) -> str:
+        """The title over all axes, else the titles of the axes, else the figure's label."""
+        titles = [self.get_suptitle()], [ax.get_title() for ax in self.axes], [self.get_label()]
+        found = ("; ".join(filter(None, texts)) for texts in titles)
+        return " ".join(next(filter(None, found), "").replace("$", "").split())
+
+    def _repr_mimebundle_(self, **kwargs) -> tuple[dict, dict]:
+        return {}, {"image/png": {"alt": self.alternative_text}}  # Jupyter draws the image itself
+
+
+def drawn_in_style(draw: Callable[..., DescribedFigure]) -> Callable[..., DescribedFigure]:
+    """Draw in the style above; the docstring's first line is the label of the figure."""
+
     @wraps(draw)
-    def styled(*args, **kwargs) -> Figure:
+    def styled(*args, **kwargs) -> DescribedFigure:
         with plt.rc_context(STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+        figure.set_label((draw.__doc__ or "").partition("\n")[0])
+        return figure
 
     return styled
 
 
 def new_figure(
     rows: int = 1, columns: int = 1, height: float = 3.2, width: float = WIDTH, **options
-) -> tuple[Figure, np.ndarray]:
+) -> tuple[DescribedFigure, np.ndarray]:
     """A figure and its axes, shape (rows, columns); closed, or pyplot would show it once more."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **options)
+    size = {"figsize": (width, height), "FigureClass": DescribedFigure}
+    figure, axes = plt.subplots(rows, columns, squeeze=False, **size, **options)
     plt.close(figure)
     return figure, axes
 

@@ -352,10 +352,67 @@ def test_empty_masks_of_good_images_are_ignored(bottle):
     assert counts(open_scenario(bottle)) == (18, 2, 4)
 
 
-def test_images_directly_in_the_folder(tmp_path):
-    image(tmp_path / "a.PNG")
+def test_a_folder_of_good_images(tmp_path, monkeypatch):
+    root = tmp_path / "my part"
+    image(root / "a.PNG")
+    assert "at least 2 images" in refused(root)
+    for i in range(18):
+        image(root / f"line {i % 2}/{i:02}.jpg")
+    image(root / "line 0/late/b.png")
+    image(root / ".hidden/c.png")
+    (root / "bad").mkdir()  # no image is in it
+    (root / "notes.txt").touch()
+    scenario = open_scenario(root)
+    assert scenario.name == "my part" and counts(scenario) == (18, 2, 0)
+    files = {sample.path.relative_to(root).as_posix() for sample in scenario.train}
+    files |= {sample.path.relative_to(root).as_posix() for sample in scenario.validation}
+    expected = {f"line {i % 2}/{i:02}.jpg" for i in range(18)}
+    assert files == expected | {"a.PNG", "line 0/late/b.png"}
+    said = "all 20 images in it and in line 0, line 0/late, line 1 are taken as good"
+    assert said in scenario.summary() and str(root) in scenario.summary()
+    assert counts(open_scenario(root, validation_fraction=0.5)) == (10, 10, 0)
+    halves = [open_scenario(root, validation_fraction=0.5, seed=seed) for seed in (0, 1)]
+    assert set(halves[0].train) != set(halves[1].train)
+    monkeypatch.chdir(root / "line 1")
+    here = open_scenario(".")
+    assert here.name == "line 1" and "all 9 images in it are taken as good" in here.summary()
+    for i in range(7):
+        image(root / f"many/{i}/0.png")
+    source = open_scenario(root / "many").source
+    assert "all 7 images in it and in 0, 1, 2, 3, 4 and 2 more folders are" in source
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test", "Test", "ground_truth"])
+def test_images_beside_the_folders_of_a_layout(tmp_path, name):
+    for i in range(3):
+        image(tmp_path / f"{i}.png")
+    assert counts(open_scenario(tmp_path)) == (2, 1, 0)
+    image(tmp_path / f"a/{name}/b/0.png")
     message = refused(tmp_path)
-    assert str(tmp_path / "train/good") in message and "put the normal ones into" in message
+    assert f"a folder {name}, " in message and str(tmp_path / "train/good") in message
+
+
+def test_images_beside_empty_folders_of_a_layout(tmp_path):
+    for i in range(3):
+        image(tmp_path / f"{i}.png")
+    (tmp_path / "train").mkdir()
+    assert "a folder train, but no train/good: put the images of good" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["good", "Good", "OK", "not ok", "bad", "NG", "bad_2", "defects-2024", "masks", "normal"],
+)
+def test_folders_whose_names_say_that_not_all_images_are_good(tmp_path, name):
+    for i in range(3):
+        image(tmp_path / f"{i}.png")
+        image(tmp_path / f"goodyear book/{i}.png")  # a word, not its beginning
+    assert counts(open_scenario(tmp_path)) == (5, 1, 0)
+    image(tmp_path / name / "0.png")
+    image(tmp_path / name / "1.png")
+    message = refused(tmp_path)
+    assert f"a folder {name}, " in message and "name the folder of the good ones" in message
+    assert counts(open_scenario(tmp_path / name)) == (1, 1, 0)  # as the message says
 
 
 def test_images_directly_in_test(bottle):
@@ -388,7 +445,11 @@ def test_no_dataset_at_all(tmp_path):
     (tmp_path / "file.zip").touch()
     assert "is a file, not a folder" in refused(tmp_path / "file.zip")
     (tmp_path / "train").mkdir()
-    assert str(tmp_path / "train/good") in refused(tmp_path)
+    message = refused(tmp_path)
+    assert str(tmp_path / "train/good") in message and "holds no image" in message
+    image(tmp_path / "train/0.png")
+    message = refused(tmp_path)
+    assert "a folder train" in message and str(tmp_path / "train/good") in message
 
 
 def test_visa_as_downloaded(visa, monkeypatch):

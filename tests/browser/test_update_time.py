@@ -1,0 +1,71 @@
+"""How long a key press takes until the numbers have changed, with 1,000 images."""
+
+import nbformat
+import numpy as np
+from PIL import Image
+from playwright.sync_api import expect
+
+PRESSES = 30
+# Scores lie closer than the slider's steps, so that each step changes the numbers.
+MIDDLE = np.linspace(0.2, 0.8, 998, dtype=np.float32)
+NORMAL, ANOMALOUS = np.append(MIDDLE[::2], np.float32(0)), np.append(MIDDLE[1::2], np.float32(2))
+NOTEBOOK = """
+from pathlib import Path
+import numpy as np
+from effad_core.datasets import Sample
+from effad_core.evaluation import MAPS, Evaluation
+from effad_core.explorer import ThresholdExplorer
+
+normal, anomalous = np.load("scores.npy")
+samples = [Sample(Path("image.png"), 0, "good")] * len(normal)
+samples += [Sample(Path("image.png"), 1, "dent")] * len(anomalous)
+scores = np.concatenate([normal, anomalous])
+ramp = np.linspace(0, 1, 64, dtype=np.float32)
+maps = tuple(score * np.outer(ramp, ramp) for score in scores)
+ThresholdExplorer(Evaluation("drawn", tuple(samples), dict.fromkeys(MAPS, scores), maps), normal)
+"""
+MEASURE = """() => {
+    window.seconds = [];
+    let pressed = null;
+    document.querySelector(".te-image-slider .noUi-handle")
+        .addEventListener("keydown", () => { pressed = performance.now(); }, true);
+    new MutationObserver(() => {
+        if (pressed === null) return;
+        const start = pressed;
+        pressed = null;
+        requestAnimationFrame(() => requestAnimationFrame(
+            () => window.seconds.push((performance.now() - start) / 1000)));
+    }).observe(document.querySelector(".te-readout"),
+        {subtree: true, childList: true, characterData: true});
+}"""
+
+
+def test_update_time_of_a_thousand_images(pages, lab, take):
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(lab.folder / "image.png")
+    np.save(lab.folder / "scores.npy", [NORMAL, ANOMALOUS])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+    with lab(pages, notebook, "thousand") as page:
+        handle = page.locator(".te-image-slider .noUi-handle")
+        handle.wait_for(timeout=120_000)
+        number = page.locator(".te-image-number input")
+        number.fill("0.5")
+        number.press("Enter")
+        false_alarms = page.locator(".te-readout .te-fp b")
+        expect(false_alarms).to_have_text(str((NORMAL > 0.5).sum()))
+        page.evaluate(MEASURE)
+        for count in range(1, PRESSES + 1):
+            handle.press("ArrowRight")
+            page.wait_for_function(f"window.seconds.length === {count}")
+        seconds = np.array(page.evaluate("window.seconds"))
+        threshold = float(number.input_value())
+        assert np.isclose(threshold, 0.5 + PRESSES * 0.002, atol=0.002)
+        expect(false_alarms).to_have_text(str((NORMAL > threshold).sum()))
+        assert page.faults == []
+        take(page, "thousand-images")
+    middle, worst = 1000 * np.median(seconds), 1000 * seconds.max()
+    print(
+        f"key press until the numbers have changed, {len(NORMAL) + len(ANOMALOUS)} images, {PRESSES} presses:"
+    )
+    print(f"median {middle:.0f} ms, longest {worst:.0f} ms")
+    assert middle < 2000
