@@ -420,6 +420,7 @@ def test_the_picture_follows_the_pixel_threshold(explored):
     explored.pixel_threshold = 0.5
     ((_, again),) = pictures(explored, "image")
     np.testing.assert_array_equal(again, marked)
+    assert not explored._browser._panels._axes.collections  # no contour is left in the figure
 
 
 def test_one_colour_scale_for_all_images(explored):

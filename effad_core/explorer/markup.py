@@ -17,7 +17,8 @@ STYLE = """<style>
 .te-root :is(.te-plots, .te-readout) .widget-html-content { display: flex; flex-flow: row wrap;
   align-items: flex-start; gap: 4px 16px; }
 .te-root img { max-width: 100%; height: auto; background: white; }
-.te-root .te-plots img { flex: 1 1 220px; max-width: 315px; min-width: 0; }
+.te-root .te-plots img { flex: 1 1 220px; max-width: min(315px, 100%); min-width: 0; }
+.te-root .te-readout .widget-html-content { overflow-x: auto; }
 .te-root table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .te-root caption { text-align: left; font-weight: bold; }
 .te-root :is(th, td) { padding: 2px 10px 2px 0; text-align: left; font-weight: normal; }

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +16,6 @@ import nbformat
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from tenacity import retry, stop_after_delay, wait_fixed
 
 ROOT = Path(__file__).parents[2]
 EXECUTED = ROOT / "build" / "notebooks" / "06_threshold_explorer.ipynb"
@@ -154,9 +154,7 @@ def lab(executed, tmp_path_factory):
         "--ServerApp.port_retries=0",
     ]
     address = f"http://localhost:{port}"
-    with running(
-        command, f"{address}/api?token={token}", JUPYTERLAB_SETTINGS_DIR=folder / "settings"
-    ):
+    with running(command, port, JUPYTERLAB_SETTINGS_DIR=str(folder / "settings")):
 
         @contextmanager
         def run(pages: Pages, notebook: nbformat.NotebookNode, name: str):
@@ -212,30 +210,29 @@ def in_app(pages, executed):
 @contextmanager
 def running(command: list[str], port: int, **environment):
     """A server of this Python that listens at the port; ended with what it has started."""
-    environment = {
-        **os.environ,
-        "JUPYTER_PATH": str(Path(sys.prefix) / "share" / "jupyter"),
-        **{name: str(value) for name, value in environment.items()},
-    }
+    kernels = str(Path(sys.prefix) / "share" / "jupyter")
     server = subprocess.Popen(
         [sys.executable, *command],
-        env=environment,
+        env=os.environ | {"JUPYTER_PATH": kernels} | environment,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        wait_for(port)
+        end = time.monotonic() + 120
+        while not listens(port):
+            assert server.poll() is None and time.monotonic() < end, command
+            time.sleep(0.1)
         yield
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
 
 
-@retry(stop=stop_after_delay(90), wait=wait_fixed(0.2), reraise=True)
-def wait_for(port: int) -> None:
-    socket.create_connection(("localhost", port)).close()
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("localhost", port)) == 0
 
 
 def free_port() -> int:
