@@ -8,6 +8,9 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 
+# What a style sheet loads from another host.
+LOADED = re.compile(r"(?:url\(\s*|@import\s+)['\"]?((?:https?:)?//[^)'\"\s]+)")
+
 
 def faults(html: Path) -> list[str]:
     """All faults of the site in a folder, each a line that names the page."""
@@ -15,7 +18,7 @@ def faults(html: Path) -> list[str]:
     for page in sorted(html.rglob("*.html")):
         found += [f"{page.relative_to(html)}: {fault}" for fault in faults_of_page(page)]
     for sheet in sorted(html.rglob("*.css")):
-        for url in re.findall(r"url\(\s*['\"]?((?:https?:)?//[^)'\"]+)", sheet.read_text("utf-8")):
+        for url in LOADED.findall(sheet.read_text(encoding="utf-8")):
             found.append(f"{sheet.relative_to(html)}: {url} is loaded from the network")
     return found
 

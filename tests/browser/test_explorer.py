@@ -14,6 +14,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_
 
 from effad_core import EfficientAD
 
+pytestmark = pytest.mark.timeout(600)  # the first test of each page waits for the notebook
 WHERE = pytest.mark.parametrize("where", ["lab", "app"])
 
 
