@@ -20,12 +20,14 @@ SITE = ROOT / "build" / "site"
 
 
 def main() -> None:
-    shutil.rmtree(SITE, ignore_errors=True)
     source, html = SITE / "source", SITE / "html"
+    shutil.rmtree(source, ignore_errors=True)
     try:
         assemble(ROOT, source)
     except SiteError as error:
         sys.exit(str(error))
+    for folder in (html, SITE / "doctrees"):
+        shutil.rmtree(folder, ignore_errors=True)
     options = ["-q", "-W", "--keep-going", "-c", str(DOCS), "-d", str(SITE / "doctrees")]
     if sphinx([*options, str(source), str(html)]):
         sys.exit("Sphinx's warnings above are errors of the site.")

@@ -22,10 +22,14 @@ PROSE = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def page(pages):
+@pytest.fixture(scope="module", autouse=True)
+def built():
     if not (HTML / "index.html").is_file():
         pytest.fail(f"There is no site in {HTML}: run `make site` first.")
+
+
+@pytest.fixture(scope="module")
+def page(pages):
     with pages.open(offline=True) as page:
         yield page
 
@@ -52,7 +56,7 @@ def test_navigation(page, take):
     page.locator(".sidebar-tree").get_by_role("link", name="05 · ").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Combine two maps on one scale")
     take(page, "site-notebook")
-    page.locator("#the-normalisation").scroll_into_view_if_needed()
+    page.locator(".math-block").first.scroll_into_view_if_needed()
     take(page, "site-formula")
     page.locator("article").get_by_role("link", name="notebook 03").first.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("03")
