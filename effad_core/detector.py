@@ -155,17 +155,22 @@ class EfficientAD(nn.Module, Predictor):
             for d in differences
         )
 
+    def check_quantiles(self) -> None:
+        """Raise ValueError if the quantiles have not been found, or are equal."""
+        if not torch.isfinite(self.quantiles).all():
+            raise ValueError("the detector has no quantiles yet: train it, or call find_quantiles")
+        qa_st, qb_st, qa_ae, qb_ae = self.quantiles
+        if not (qb_st > qa_st and qb_ae > qa_ae):
+            raise ValueError("the quantiles q_b must lie above q_a: call find_quantiles")
+
     def normalise_maps(self, m_st: Tensor, m_ae: Tensor) -> tuple[Tensor, Tensor]:
         """Scale each map so that q_a becomes 0 and q_b becomes 0.1 (Algorithm 2, lines 8-9).
 
         Raises:
-            ValueError: if the quantiles have not been found, or are equal.
+            ValueError: as `check_quantiles`.
         """
+        self.check_quantiles()
         qa_st, qb_st, qa_ae, qb_ae = self.quantiles
-        if not torch.isfinite(self.quantiles).all():
-            raise ValueError("the detector has no quantiles yet: train it, or call find_quantiles")
-        if not (qb_st > qa_st and qb_ae > qa_ae):
-            raise ValueError("the quantiles q_b must lie above q_a: call find_quantiles")
         return (  # Algorithm 2, lines 8 and 9
             0.1 * (m_st - qa_st) / (qb_st - qa_st),
             0.1 * (m_ae - qa_ae) / (qb_ae - qa_ae),

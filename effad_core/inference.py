@@ -80,7 +80,7 @@ class InferenceGraph(nn.Module):
 
     def __init__(self, detector: EfficientAD, dtype: torch.dtype = torch.float32):
         super().__init__()
-        detector.normalise_maps(*torch.zeros(2))  # refuses a detector without quantiles
+        detector.check_quantiles()
         self.image_size, self.padding, self.dtype = detector.image_size, detector.padding, dtype
         teacher, student, autoencoder = (
             copy.deepcopy(network).cpu().float().requires_grad_(False)

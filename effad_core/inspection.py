@@ -184,7 +184,7 @@ def inspect_images(
     """
     folder = Path(folder).expanduser()
     names, paths = _names_and_paths(images, folder)
-    detector.normalise_maps(torch.zeros(()), torch.zeros(()))  # raises before anything is deleted
+    detector.check_quantiles()  # before anything is deleted
     limit = detector.pixel_threshold
     scale = 2 * limit.threshold if limit and limit.threshold > 0 else UNKNOWN_SCALE
     _start_over(folder)

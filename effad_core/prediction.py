@@ -1,5 +1,6 @@
 """From images to verdicts: the last lines of Algorithm 2, for whatever computes the maps."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ def _set(threshold: float | None, name: str) -> float:
     return threshold
 
 
-class Predictor:
+class Predictor(ABC):
     """What predicts images: it has maps, the size that they are computed at, and thresholds.
 
     Attributes:
@@ -73,9 +74,9 @@ class Predictor:
     threshold: OperatingPoint | None
     pixel_threshold: OperatingPoint | None
 
+    @abstractmethod
     def combined_maps(self, images: Tensor, precision: str) -> Tensor:
         """Combined, student-teacher and autoencoder map, (N, 3, H, W), of uint8 (N, 3, H, W)."""
-        raise NotImplementedError
 
     def predict(
         self,

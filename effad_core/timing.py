@@ -31,8 +31,8 @@ from effad_core.costs.regression import EfficientAD as CountedNetworks
 from effad_core.detector import EfficientAD
 from effad_core.inference import PreparedDetector
 from effad_core.runs import RunError
+from effad_core.sweep import PAPER, layout
 
-PAPER = Path(__file__).parent.parent / "data" / "paper_results.json"
 PAPER_GPU = "RTX A6000"  # of the paper's throughputs and memory
 WARM_UP, RUNS, BATCH_SIZE = 1000, 1000, 16  # the paper's
 
@@ -178,14 +178,8 @@ def table(timings: Sequence[Timing]) -> str:
              f"{paper['throughput']}", f"{cost.paper_parameters}", f"{cost.paper_flops}",
              f"{paper['gpu_memory_mb']}"]
         )  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(f"{cell:{'<>'[index > 0]}{width}}" for index, (cell, width) in
-                  enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]  # fmt: skip
     where = sorted({timing.machine for timing in timings})
-    return "\n".join([*where, f"the paper's: {PAPER_GPU}, float16", "", *lines])
+    return "\n".join([*where, f"the paper's: {PAPER_GPU}, float16", "", layout(rows)])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -209,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if args.detector:
             detectors = [EfficientAD.load(args.detector)]
         else:
-            detectors = [new_detector(size) for size in args.size]
+            detectors = [untrained_detector(size) for size in args.size]
         timings = [
             measure(
                 detector.prepare(args.device, args.precision, args.compile),
@@ -223,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(timings))
 
 
-def new_detector(size: str) -> EfficientAD:
+def untrained_detector(size: str) -> EfficientAD:
     """An untrained detector with quantiles, to be timed."""
     detector = EfficientAD(size)
     detector.quantiles.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0]))

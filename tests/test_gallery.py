@@ -16,22 +16,24 @@ from effad_core import gallery
 from effad_core.datasets import Sample, Scenario, open_scenario, read_image
 from effad_core.detector import place_cells
 from effad_core.gallery import (
+    failure_pictures,
+    overview_picture,
+    scenario_pictures,
+    write_gallery,
+)
+from effad_core.prediction import Prediction
+from effad_core.survey import (
     METHODS,
     Scored,
     Survey,
     choose_failures,
     choose_tested,
     colour_limits,
-    failure_pictures,
     kind_of,
     median_examples,
-    overview_picture,
     peak_at_border,
-    scenario_pictures,
     survey,
-    write_gallery,
 )
-from effad_core.prediction import Prediction
 from effad_core.thresholds import OperatingPoint, threshold_for_fpr
 
 POINT = OperatingPoint(0.5, "fpr-average", 19, 0.05, 0.95, 0.05, 0.146)

@@ -58,7 +58,7 @@ def test_float32_is_as_accurate_as_the_direct_way(channels, side, r):
     exact = F.conv2d(images.double(), weight.double())
     direct = (F.conv2d(images, weight) - exact).square().mean().sqrt()
     error = (conv2d(images, weight) - exact).square().mean().sqrt()
-    assert error < 1e-5 * exact.std() and error < 30 * direct
+    assert error < 3 * direct
 
 
 @pytest.mark.parametrize(

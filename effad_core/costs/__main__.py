@@ -1,3 +1,4 @@
 from effad_core.costs import main
 
-main()
+if __name__ == "__main__":
+    main()

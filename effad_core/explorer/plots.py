@@ -52,7 +52,7 @@ class ScorePlots:
         figure = _histogram(choices)
         ax = figure.axes[0]
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
-        self._line = ax.axvline(0, color=BLACK, lw=1.6, animated=True)
+        self._line = ax.axvline(0, color=BLACK, lw=1.6, animated=True, clip_on=False)
         self._number = ax.text(
             0, 0.97, "", transform=ax.get_xaxis_transform(), va="top", bbox=white, animated=True
         )
@@ -120,7 +120,7 @@ def _histogram(choices: Choices) -> Figure:
         label = f"{name} ({len(scores)})"
         ax.hist(**bars, color=colour, histtype="step", ls=dash, lw=1.5, label=label)
     ax.set(xlim=(low, high), ylim=(0, 1.15 * ax.get_ylim()[1]))
-    ax.legend(loc="center right")
+    ax.legend(loc="best")
     return figure
 
 
