@@ -52,9 +52,10 @@ class ScorePlots:
         figure = _histogram(choices)
         ax = figure.axes[0]
         white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
-        self._line = ax.axvline(0, color=BLACK, lw=1.6, animated=True, clip_on=False)
+        moving = {"animated": True, "in_layout": False}  # 0 may lie far outside of the axes
+        self._line = ax.axvline(0, color=BLACK, lw=1.6, clip_on=False, **moving)
         self._number = ax.text(
-            0, 0.97, "", transform=ax.get_xaxis_transform(), va="top", bbox=white, animated=True
+            0, 0.97, "", transform=ax.get_xaxis_transform(), va="top", bbox=white, **moving
         )
         self._histogram = MovingPlot(figure)
         if choices.both:
