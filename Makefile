@@ -49,7 +49,7 @@ constraints: python ## Refresh constraints.txt with the newest admitted versions
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python $(PIP) --upgrade setuptools
-	build/constraints/bin/python $(PIP) --no-build-isolation --editable '.[test,site,browser]' $(HOLD)
+	build/constraints/bin/python $(PIP) --no-build-isolation --editable '.[test,export,site,browser]' $(HOLD)
 	grep '^#' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
@@ -76,7 +76,7 @@ chromium:
 	$(BIN) $(PIP) --constraint constraints.txt setuptools
 	@if [ -n "$$TORCH_INDEX" ]; then set -x; \
 		$(BIN) $(PIP) --constraint constraints.txt --no-deps --index-url "$$TORCH_INDEX" torch torchvision; fi
-	$(BIN) $(PIP) --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	$(BIN) $(PIP) --constraint constraints.txt --no-build-isolation --editable '.[test,export]'
 	@touch $@
 
 .venv/.extras: .venv/.installed

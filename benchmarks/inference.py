@@ -3,8 +3,9 @@
     python benchmarks/inference.py [--size small medium]
 
 The plain one follows the pseudocode: float32, torch's default memory layout, each network on its
-own. ONNX Runtime and anomalib's EfficientAd take part where they are installed. All take turns in
-one process on the same random images. The limit is what a direct convolution can reach: the FLOPs
+own. ONNX Runtime, OpenVINO and anomalib's EfficientAd take part where they are installed (anomalib
+in an environment of its own, from which this file runs with PYTHONPATH=.). All take turns in one
+process on the same random images. The limit is what a direct convolution can reach: the FLOPs
 of the networks over the rate at which the largest layer of the PDN runs here, measured beside them;
 Winograd's way needs fewer multiplications and may pass it.
 """
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,6 +26,7 @@ from effad_core import EfficientAD
 from effad_core.costs import count
 from effad_core.costs.regression import EfficientAD as Networks
 from effad_core.datasets import normalise
+from effad_core.runs import RunError
 from effad_core.timing import machine, untrained_detector
 
 BATCH = 4  # images of the layer that is the limit
@@ -48,22 +51,51 @@ def plain(detector: EfficientAD) -> Callable[[Tensor], object]:
     return run
 
 
-def onnx_runtime(detector: EfficientAD) -> Callable[[Tensor], object] | None:
+def onnx_runtime(path: Path) -> dict[str, Callable[[Tensor], object]]:
     try:
         import onnxruntime
-
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "detector.onnx"
-            detector.export(path)
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     except ImportError:
-        return None
-    return lambda images: session.run(None, {"image": images.permute(0, 2, 3, 1).numpy()})
+        return {}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    return {"ONNX Runtime, float32": lambda images: session.run(None, {"image": pixels(images)})}
 
 
-def anomalib(size: str) -> Callable[[Tensor], object] | None:
+def openvino(path: Path, halves: bool) -> dict[str, Callable[[Tensor], object]]:
+    try:
+        from openvino import Core
+    except ImportError:
+        return {}
+    ways = {}
+    for name, hint in {"float32": "f32", **({"bfloat16": "bf16"} if halves else {})}.items():
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        model = Core().compile_model(path, "CPU", settings)
+        ways[f"OpenVINO, {name}"] = lambda images, model=model: model(pixels(images))
+    return ways
+
+
+def pixels(images: Tensor) -> np.ndarray:
+    """As the exported file takes them, shape (N, H, W, 3)."""
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+def exported(detector: EfficientAD, halves: bool) -> dict[str, Callable[[Tensor], object]]:
+    """The same detector in the two runtimes, where they are installed."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "detector.onnx"
+        try:
+            detector.export(path)
+        except RunError as error:
+            print(f"without ONNX Runtime and OpenVINO: {error}")
+            return {}
+        return onnx_runtime(path) | openvino(path, halves)
+
+
+def anomalib(size: str) -> dict[str, Callable[[Tensor], object]]:
     """anomalib's model, from its teacher's input to its map; its weights are random."""
     try:
         from anomalib.models.image.efficient_ad.torch_model import (
@@ -71,9 +103,9 @@ def anomalib(size: str) -> Callable[[Tensor], object] | None:
             EfficientAdModelSize,
         )
     except ImportError:
-        return None
+        return {}
     model = EfficientAdModel(384, EfficientAdModelSize(size), padding=False).eval()
-    return lambda images: model(images.float() / 255)
+    return {"anomalib, float32": lambda images: model(images.float() / 255)}
 
 
 def limit(detector: EfficientAD) -> Callable[[Tensor], object]:
@@ -89,18 +121,16 @@ def limit(detector: EfficientAD) -> Callable[[Tensor], object]:
 def compare(size: str, rounds: int) -> None:
     torch.manual_seed(0)
     detector = untrained_detector(size)
-    bf16 = (torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}).get(
-        "avx512_bf16"
-    )
-    precisions = ("float32", "float32-winograd", *(("bfloat16",) if bf16 else ()))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    halves = bool(capabilities.get("avx512_bf16"))
+    precisions = ("float32", "float32-winograd", *(("bfloat16",) if halves else ()))
     ways = {
         "plain, float32": plain(detector),
         **{f"prepared, {p}": detector.prepare(precision=p).combined_maps for p in precisions},
-        "ONNX Runtime": onnx_runtime(detector),
-        "anomalib": anomalib(size),
+        **exported(detector, halves),
+        **anomalib(size),
         "limit": limit(detector),
     }
-    ways = {name: way for name, way in ways.items() if way is not None}
     images = torch.randint(256, (1, 3, 256, 256), dtype=torch.uint8)
     seconds = {name: [] for name in ways}
     with torch.inference_mode():

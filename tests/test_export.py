@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import onnxruntime
+import openvino
 import pytest
 import torch
 from PIL import Image
@@ -58,6 +59,19 @@ def test_real_networks(tmp_path):
     expected = detector.predict(image[0])
     np.testing.assert_allclose(m, expected.map, atol=1e-4 * np.ptp(expected.map))
     assert score == pytest.approx(expected.score, rel=1e-4)
+
+
+def test_openvino_agrees(narrow, drawn, tmp_path):
+    detector = narrow()
+    detector.export(tmp_path / "d.onnx")
+    # without the hint it computes in bfloat16 where the processor has it
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(tmp_path / "d.onnx", "CPU", settings)
+    batch = np.concatenate([pixels(file, detector.image_size[::-1]) for file in drawn[:3]])
+    found = compiled(batch)
+    m, score = session(tmp_path / "d.onnx").run(["map", "score"], {"image": batch})
+    np.testing.assert_allclose(found["map"], m, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["score"], score, rtol=1e-4)
 
 
 def test_what_cannot_be_exported(narrow, tmp_path, monkeypatch):
