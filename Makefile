@@ -5,16 +5,17 @@ SCENARIO ?=
 DATA ?=
 TORCH_INDEX ?=
 PORT ?= 8866
+MINUTES ?= 5
 CHROMIUM ?= chromium
 # Recipes read these as shell variables, so that a path may hold spaces and quotes.
-export PROFILE SCENARIO DATA TORCH_INDEX PORT CHROMIUM
+export PROFILE SCENARIO DATA TORCH_INDEX PORT MINUTES CHROMIUM
 
 BIN := .venv/bin/python
 PIP := -m pip install --disable-pip-version-check
 # JupyterLab's kernel is this environment's, whatever else is installed on the machine.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
-.PHONY: help tutorial test lab app site test-browser tidy constraints clean python chromium
+.PHONY: help tutorial test lab app site soak test-browser mutations tidy constraints clean python chromium
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +39,14 @@ app: .venv/.extras ## Serve the threshold explorer as a page [PROFILE=...] [SCEN
 
 site: .venv/.extras ## Build the executed notebooks and the docstrings as a searchable site
 	@$(BIN) docs/build.py
+
+soak: .venv/.installed ## Interrupt runs, damage files, damage images, at random, for MINUTES each [MINUTES=5]
+	$(BIN) tests/soak/interruption.py --minutes "$$MINUTES"
+	$(BIN) tests/soak/files.py --minutes "$$MINUTES"
+	$(BIN) tests/soak/images.py --minutes "$$MINUTES"
+
+mutations: .venv/.installed ## Break the code in one way at a time and see which test notices
+	$(BIN) tests/mutations/run.py
 
 test-browser: chromium .venv/.extras ## Drive the explorer and the site in Chromium
 	$(BIN) -m pytest -rP tests/browser

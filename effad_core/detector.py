@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Iterable
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from effad_core.networks import (
 )
 from effad_core.precision import computing_in, resolve_precision
 from effad_core.prediction import Predictor
-from effad_core.runs import RunError, load_weights, read_tensors, write_tensors
+from effad_core.runs import RunError, load_weights, one_line, read_tensors, write_tensors
 from effad_core.statistics import StreamQuantiles
 from effad_core.thresholds import OperatingPoint
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 TEACHERS = Path(__file__).parent.parent / "data" / "teachers"
 QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
+MAX_PIXELS, MAX_CHANNELS = 4096**2, 4096  # what a damaged file may make a detector ask for
 
 
 class EfficientAD(nn.Module, Predictor):
@@ -43,7 +45,7 @@ class EfficientAD(nn.Module, Predictor):
         size: "small" (EfficientAD-S) or "medium" (EfficientAD-M).
         padding: pad the PDN (64x64 cells at 256 pixels) or not (56x56, as in the paper's results).
         image_size: images are resized to this before they enter; a side of a square, or
-            (height, width), in pixels, at least 256.
+            (height, width), in pixels, at least 256 each and 4096 x 4096 together.
         out_channels: channels of the teacher, 384 in the paper.
 
     Attributes:
@@ -55,7 +57,8 @@ class EfficientAD(nn.Module, Predictor):
         card: provenance of the teacher and the training, JSON-able, saved with the weights.
 
     Raises:
-        ValueError: for an unknown size or an image_size below 256.
+        ValueError: for an unknown size, a number of another type, or one that is too small or too
+            large.
     """
 
     def __init__(
@@ -66,14 +69,12 @@ class EfficientAD(nn.Module, Predictor):
         out_channels: int = 384,
     ):
         super().__init__()
-        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
-        if min(height, width) < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f"image_size must be at least {MIN_IMAGE_SIZE} pixels (the autoencoder's "
-                f"bottleneck needs them), not {height}x{width}"
-            )
-        self.size, self.padding, self.image_size = size, padding, (int(height), int(width))
-        self.out_channels = out_channels
+        if not isinstance(padding, bool):
+            raise ValueError(f"padding must be True or False, not {padding!r}")
+        if not _is_whole(out_channels) or not 0 < out_channels <= MAX_CHANNELS:
+            raise ValueError(f"out_channels must be 1 to {MAX_CHANNELS}, not {out_channels!r}")
+        self.size, self.padding, self.image_size = size, padding, checked_image_size(image_size)
+        self.out_channels = int(out_channels)
         self.teacher = PatchDescriptionNetwork(size, out_channels, padding)
         self.teacher.requires_grad_(False)
         self.initialise_student()
@@ -108,11 +109,7 @@ class EfficientAD(nn.Module, Predictor):
             raise RunError(
                 f"there is no teacher {path}; distil one (notebook 02) and give its path"
             )
-        weights, header = read_tensors(path, "teacher")
-        if "card" not in header:
-            raise RunError(f"{path} has no card; distil the teacher again")
-        if not all(torch.isfinite(value).all() for value in weights.values()):
-            raise RunError(f"{path} contains NaN or infinite weights; copy it again")
+        weights, header = read_tensors(path, "teacher", card=dict)
         load_weights(self.teacher, weights, path)
         self.card["teacher"] = header["card"]
         return self
@@ -192,14 +189,14 @@ class EfficientAD(nn.Module, Predictor):
         for batch in batches:  # Algorithm 1, line 48
             for stream, m in zip(streams, self.anomaly_maps(batch, precision), strict=True):
                 stream.add(m.cpu().numpy())  # Algorithm 1, lines 56-57
-        found = streams[0].result() + streams[1].result()  # Algorithm 1, lines 59-60
-        for name, (q_a, q_b) in (("student-teacher", found[:2]), ("autoencoder", found[2:])):
-            if not q_b > q_a:
+        found = torch.tensor([stream.result() for stream in streams])  # Algorithm 1, lines 59-60
+        for name, (q_a, q_b) in zip(("student-teacher", "autoencoder"), found, strict=True):
+            if not q_b - q_a > 1e-6 * q_a:  # in float32, as they are kept; the rest is rounding
                 raise ValueError(
                     f"the 0.9- and 0.995-quantiles of the {name} map are equal ({q_a:.3g}) on the "
                     "validation images; are they constant?"
                 )
-        self.quantiles.copy_(torch.tensor(found))
+        self.quantiles.copy_(found.flatten())
         self.threshold = self.pixel_threshold = None  # they were on another scale
 
     # --- Algorithm 2 ---------------------------------------------------------------------------
@@ -260,25 +257,49 @@ class EfficientAD(nn.Module, Predictor):
         Raises:
             RunError: if the file is missing, cut short, foreign, or its tensors do not fit.
         """
-        tensors, header = read_tensors(path, "detector")
+        tensors, header = read_tensors(path, "detector", card=dict)
         try:
-            detector = cls(
-                header["size"],
-                header["padding"],
-                tuple(header["image_size"]),
-                header["out_channels"],
-            )
-            detector.card = dict(header["card"])
+            names = ("size", "padding", "image_size", "out_channels")
+            detector = cls(**{name: header.get(name) for name in names})
             points = header.get("operating_points", {})  # detectors saved before have none
-            for name in ("threshold", "pixel_threshold"):
-                if name in points:
-                    setattr(detector, name, OperatingPoint.from_dict(points[name]))
-        except (KeyError, TypeError, ValueError) as error:
+            if not isinstance(points, dict):
+                raise ValueError("the operating points have no names")
+            for name in points.keys() & {"threshold", "pixel_threshold"}:
+                setattr(detector, name, OperatingPoint.from_dict(points[name]))
+        except ValueError as error:
             raise RunError(
-                f"{path} has a header that does not describe a detector: {error}"
+                f"{path} has a header that does not describe a detector: {one_line(error)}"
             ) from None
-        load_weights(detector, tensors, path)
+        load_weights(detector, tensors, path, may_be_nan=["quantiles"])
+        if not (detector.sigma > 0).all():
+            raise RunError(f"{path} has a deviation (sigma) that is not above 0; train again")
+        if not detector.quantiles.isnan().all():  # they are, until they are found
+            try:
+                detector.check_quantiles()
+            except ValueError as error:
+                raise RunError(f"{path} has damaged quantiles: {error}") from None
+        detector.card = {"teacher": "unknown"} | header["card"]
         return detector.to(device).eval()
+
+
+def checked_image_size(image_size: int | Iterable[int]) -> tuple[int, int]:
+    """(height, width) in pixels, of a square's side or of both; ValueError for no such size."""
+    sides = tuple(image_size) if isinstance(image_size, Iterable) else (image_size,) * 2
+    if len(sides) != 2 or not all(map(_is_whole, sides)):
+        raise ValueError(f"image_size must be pixels, or (height, width), not {image_size!r}")
+    height, width = map(int, sides)
+    if min(height, width) < MIN_IMAGE_SIZE:
+        raise ValueError(
+            f"image_size must be at least {MIN_IMAGE_SIZE} pixels (the autoencoder's "
+            f"bottleneck needs them), not {height}x{width}"
+        )
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"image_size must be at most {MAX_PIXELS} pixels, not {height}x{width}")
+    return height, width
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def place_cells(cells: Tensor, image_size: tuple[int, int], padding: bool) -> Tensor:

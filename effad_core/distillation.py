@@ -25,6 +25,7 @@ from effad_core.memory import keep_freed_memory
 from effad_core.muon import KernelMuon
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.pairs import Pairs
+from effad_core.precision import PRECISIONS
 from effad_core.runs import Run, RunError, load_weights, read_tensors, write_tensors
 
 PRESETS = ("smoke", "quick", "laptop", "paper")
@@ -147,7 +148,7 @@ def distill(
 
     Raises:
         ValueError: if the channels of teacher and extractor differ, or the batch cannot be parted.
-        RunError: if run_dir holds a run with other settings.
+        RunError: if run_dir is in use, cannot be written, or holds a run with other settings.
     """
     if teacher.out_channels != extractor.out_channels:
         raise ValueError(
@@ -174,58 +175,59 @@ def distill(
         "start": start,
     }
     modules = {"teacher": network, "psi": psi}
-    run = Run(run_dir, config, modules, optimizers, writes=distributed.is_first())
-    done, row = run.resume()
-    distributed.wait()  # until all have read the checkpoint
-    if done == 0:  # Algorithm 3, lines 2-12
-        if distributed.is_first():
-            psi.mu, psi.sigma = pairs.statistics(images, seed)
-        distributed.share(psi.mu, psi.sigma)
-    parallel = distributed.parallel(network)
+    with Run(run_dir, config, modules, optimizers, writes=distributed.is_first()) as run:
+        done, row = run.resume()
+        distributed.wait()  # until all have read the checkpoint
+        if done == 0:  # Algorithm 3, lines 2-12
+            if distributed.is_first():
+                psi.mu, psi.sigma = pairs.statistics(images, seed)
+            distributed.share(psi.mu, psi.sigma)
+        parallel = distributed.parallel(network)
 
-    iterations = range(done, schedule.iterations)
-    progress = tqdm(
-        pairs.images(images, (seed, 1), distributed.own_batches(iterations, schedule.batch_size)),
-        initial=done,
-        total=schedule.iterations,
-        disable=not distributed.is_first(),
-    )
-    losses = []
-    for iteration, batch in zip(iterations, progress, strict=True):  # Algorithm 3, line 14
-        for optimizer in optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(schedule, iteration)
-        loss = pairs.loss(parallel, batch, psi.mu, psi.sigma)
-        if not torch.isfinite(loss):  # before the step: no checkpoint holds NaN weights
-            raise ValueError(
-                f"the loss is {loss.item()} at iteration {iteration + 1}; lower the learning rate"
-            )
-        network.zero_grad()
-        loss.backward()
-        for optimizer in optimizers.values():
-            optimizer.step()  # Algorithm 3, line 29
-        losses.append(loss.item())
-        last = iteration + 1 == schedule.iterations
-        if (iteration + 1) % log_every == 0 or last:
-            row = {"iteration": iteration + 1, "loss": distributed.mean(np.mean(losses), device)}
-            row["held_out_loss"] = float("nan")
-            due = last or (iteration + 1) % (5 * log_every) == 0
-            if held_out is not None and due and distributed.is_first():
-                row["held_out_loss"] = pairs.held_out_loss(network, held_out, psi.mu, psi.sigma)
-            progress.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "iteration"})
-            run.log(row)
-            losses = []
-        run.after(iteration + 1, last)
-
-    teacher.load_state_dict(network.state_dict())  # Algorithm 3, line 31
-    if run.writes and not (done == schedule.iterations and (run.folder / TEACHER).exists()):
-        statistics = pairs.output_statistics(network, images, seed)
-        names = ("output_mean", "output_deviation")
-        rounded = ([round(value, 6) for value in part.tolist()] for part in statistics)
-        save_teacher(
-            run.folder / TEACHER, teacher, config | row | dict(zip(names, rounded, strict=True))
+        iterations = range(done, schedule.iterations)
+        batches = distributed.own_batches(iterations, schedule.batch_size)
+        progress = tqdm(
+            pairs.images(images, (seed, 1), batches),
+            initial=done,
+            total=schedule.iterations,
+            disable=not distributed.is_first(),
         )
-    return row
+        for iteration, batch in zip(iterations, progress, strict=True):  # Algorithm 3, line 14
+            for optimizer in optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = _learning_rate(schedule, iteration)
+            loss = pairs.loss(parallel, batch, psi.mu, psi.sigma)
+            if not torch.isfinite(loss):  # before the step: no checkpoint holds NaN weights
+                raise ValueError(
+                    f"the loss is {loss.item()} at iteration {iteration + 1}; lower the learning "
+                    "rate"
+                )
+            network.zero_grad()
+            loss.backward()
+            for optimizer in optimizers.values():
+                optimizer.step()  # Algorithm 3, line 29
+            run.window.append(distributed.mean(loss.item(), device))
+            last = iteration + 1 == schedule.iterations
+            if (iteration + 1) % log_every == 0 or last:
+                row = {"iteration": iteration + 1, "loss": float(np.mean(run.window))}
+                row["held_out_loss"] = float("nan")
+                due = last or (iteration + 1) % (5 * log_every) == 0
+                if held_out is not None and due and distributed.is_first():
+                    row["held_out_loss"] = pairs.held_out_loss(network, held_out, psi.mu, psi.sigma)
+                progress.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "iteration"})
+                run.log(row)
+                run.window.clear()
+            run.after(iteration + 1, last)
+
+        teacher.load_state_dict(network.state_dict())  # Algorithm 3, line 31
+        if run.writes and not (done == schedule.iterations and _is_saved(run)):
+            statistics = pairs.output_statistics(network, images, seed)
+            names = ("output_mean", "output_deviation")
+            rounded = ([round(value, 6) for value in part.tolist()] for part in statistics)
+            save_teacher(
+                run.folder / TEACHER, teacher, config | row | dict(zip(names, rounded, strict=True))
+            )
+        return row
 
 
 def held_out_loss(
@@ -249,6 +251,15 @@ def held_out_loss(
     pairs = Pairs(extractor, schedule, next(teacher.parameters()).device)
     network = _copy(teacher, schedule.padding)
     return pairs.held_out_loss(network, held_out, *pairs.statistics(images, seed))
+
+
+def _is_saved(run: Run) -> bool:
+    """Whether the run's folder holds its teacher, not one that lay there before."""
+    path = run.folder / TEACHER
+    if not path.exists():
+        return False
+    _, header = read_tensors(path, "teacher", card=dict)
+    return run.config.items() <= header["card"].items()
 
 
 def _copy(teacher: PatchDescriptionNetwork, padding: bool) -> PatchDescriptionNetwork:
@@ -293,9 +304,9 @@ def _learning_rate(schedule: DistillationSchedule, iteration: int) -> float:
 def _read_teacher(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Weights and card of a teacher's file, or of the checkpoint of a run that goes no further."""
     if path.name != Run.CHECKPOINT:
-        weights, header = read_tensors(path, "teacher")
+        weights, header = read_tensors(path, "teacher", card=dict)
         return weights, header["card"]
-    tensors, header = read_tensors(path, "checkpoint")
+    tensors, header = read_tensors(path, "checkpoint", config=dict, iteration=int)
     prefix = "teacher."
     weights = {n[len(prefix) :]: value for n, value in tensors.items() if n.startswith(prefix)}
     return weights, header["config"] | {"iteration": header["iteration"]}
@@ -315,6 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--weights", help="a state dict of the extractor on disk")
     parser.add_argument("--profile", choices=PRESETS, default="paper")
     parser.add_argument("--iterations", type=int, help="instead of the profile's")
+    parser.add_argument("--precision", choices=PRECISIONS, help="instead of the profile's")
     parser.add_argument("--hold-out", type=int, default=50, help="images never trained on")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--seed", type=int, default=0)
@@ -327,12 +339,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(args)
     except (DataError, RunError, ValueError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
 
 
 def _run(args: argparse.Namespace) -> None:
     schedule = DistillationSchedule.named(args.profile)
     if args.iterations is not None:
         schedule = replace(schedule, iterations=args.iterations)
+    if args.precision is not None:
+        schedule = replace(schedule, precision=args.precision)
     images, held_out = open_pretraining(args.images).hold_out(args.hold_out)
     extractor = open_extractor(args.extractor, args.channels, args.weights)
     torch.manual_seed(args.seed)

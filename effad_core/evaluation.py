@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 
 from effad_core.datasets import Sample, Scenario, resize, to_tensor
 from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
-from effad_core.prediction import Predictor
-from effad_core.runs import write_text
+from effad_core.prediction import Predictor, finite_scores
+from effad_core.runs import write_file, write_text
 
 MAPS = ("combined", "student-teacher", "autoencoder")
 KINDS = ("structural_anomalies", "logical_anomalies")  # MVTec LOCO's anomaly types
@@ -167,7 +167,8 @@ class Evaluation:
                 raise ValueError(f"{count} images would be saved as {path}; rename them")
         for path, m in zip(paths, self.maps, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(m.astype(np.float32)).save(path)
+            image = Image.fromarray(m.astype(np.float32))
+            write_file(path, lambda part, image=image: image.save(part, format="TIFF"))
         return root
 
 
@@ -190,7 +191,8 @@ def evaluate(
 
     Raises:
         DataError: for an image that cannot be read.
-        ValueError: if there are no samples, or the detector has no quantiles.
+        ValueError: if there are no samples, the detector has no quantiles, or the map of an image,
+            which is named, is not finite.
     """
     whole = isinstance(scenario, Scenario)
     samples = tuple(scenario.test if whole else scenario)
@@ -204,8 +206,9 @@ def evaluate(
         images = [sample.load() for sample in samples[start : start + batch_size]]
         batch = torch.stack([to_tensor(resize(image, detector.image_size)) for image in images])
         maps_of_batch = detector.combined_maps(batch, precision)
-        for name, m in zip(MAPS, maps_of_batch.unbind(dim=1), strict=True):
-            scores[name].append(m.flatten(1).amax(dim=1).cpu().numpy())  # Algorithm 2, line 11
+        names = [str(sample.path) for sample in samples[start : start + batch_size]]
+        for name, column in zip(MAPS, finite_scores(maps_of_batch, names).T, strict=True):
+            scores[name].append(column.cpu().numpy())  # Algorithm 2, line 11
         for image, m in zip(images, maps_of_batch[:, 0], strict=True) if keep_maps else ():
             own = F.interpolate(m[None, None], size=(image.height, image.width), mode="bilinear")
             maps.append(own[0, 0].cpu().numpy())

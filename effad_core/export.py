@@ -44,7 +44,7 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
 
     Raises:
         RunError: if the package onnx or onnxscript is missing, or the path does not end so.
-        ValueError: if the detector has no quantiles.
+        ValueError: if the detector has no quantiles, or a number is not finite.
     """
     path = Path(path)
     if path.suffix != ".onnx":

@@ -38,7 +38,8 @@ class PreparedDetector(Predictor):
             at the first image of every batch size), on a GPU with CUDA graphs.
 
     Raises:
-        ValueError: if the detector has no quantiles, or for an unknown precision.
+        ValueError: if the detector has no quantiles, for an unknown precision, or if its weights
+            are not finite in it.
     """
 
     def __init__(self, detector: EfficientAD, device: str, precision: str, compile: bool = False):
@@ -76,6 +77,9 @@ class InferenceGraph(nn.Module):
     Args:
         detector: trained; it is copied.
         dtype: of the weights and of what passes between the layers.
+
+    Raises:
+        ValueError: if the detector has no quantiles, or a number is not finite in this dtype.
     """
 
     def __init__(self, detector: EfficientAD, dtype: torch.dtype = torch.float32):
@@ -107,6 +111,11 @@ class InferenceGraph(nn.Module):
         self.register_buffer("scale", scale[:, None, None])
         self.register_buffer("shift", (-lower * scale)[:, None, None])
         self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN)[:, None, None])
+        if not all(torch.isfinite(value).all() for value in self.state_dict().values()):
+            raise ValueError(
+                f"the detector contains NaN or infinite values once it is in {dtype}: its weights "
+                'are damaged, or overflow in half precision (use "float32" then)'
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         images = (images.float() - self.mean).to(self.dtype)

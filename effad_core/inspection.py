@@ -12,8 +12,10 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from tqdm.auto import tqdm
 
 from effad_core.datasets import DataError, Sample, list_images, read_image
+from effad_core.datasets.images import printable
 from effad_core.detector import EfficientAD
 from effad_core.figures import ANOMALOUS, MAP_COLOURS
 from effad_core.prediction import Prediction
@@ -40,7 +43,7 @@ VERDICTS = {True: "anomalous", False: "normal", None: "unjudged"}
 BATCH_PIXELS = 2**24  # a batch is full with these, however few images they are
 UNKNOWN_SCALE = 0.3  # end of the colour scale without a pixel threshold above 0: three times q_b
 OPACITY = 0.55  # at the end of the scale
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a cell that starts so, a spreadsheet may execute
+FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")  # a cell that starts so, a spreadsheet may execute
 
 Images = str | os.PathLike | Iterable[str | os.PathLike | Sample]
 
@@ -128,12 +131,12 @@ class Inspection:
         lines = [f"{self.images} images: {judged}, {self.unreadable} unreadable", basis]
         if self.pixel_threshold is None:
             lines.append("the detector has no pixel threshold: no contours, no anomalous areas")
-        lines += [f"error: {' '.join(error.split())}" for error in self.errors[:5]]
+        lines += [f"error: {error}" for error in self.errors[:5]]
         if len(self.errors) > 5:
             lines.append(f"and {len(self.errors) - 5} more errors, all in the column error")
         if self.scale is not None:
             lines.append(f"colours of the overlays: 0 to {self.scale:.3g}, the same in every image")
-        return "\n".join([*lines, f"written to {self.folder}"])
+        return "\n".join([*lines, printable(f"written to {self.folder}")])
 
 
 def inspect_images(
@@ -149,8 +152,9 @@ def inspect_images(
     `folder` receives predictions.csv with the columns
 
     - image: the path inside the folder given, or inside the deepest folder that holds all images of
-      a sequence. One that would start like a spreadsheet's formula (=, +, -, @) starts with "./";
-      bytes that are no UTF-8 are written as backslash escapes.
+      a sequence. One that would start like a spreadsheet's formula (=, +, -, @, also of full
+      width, a tab, a line break) starts with "./"; bytes that are no UTF-8 are written as backslash
+      escapes.
     - score, threshold, is_anomalous (score > threshold).
     - width, height: in pixels, after the EXIF rotation, as everything below.
     - anomalous_area: share of the pixels above the pixel threshold.
@@ -177,8 +181,8 @@ def inspect_images(
         Counts and errors; an unreadable image stops nothing.
 
     Raises:
-        DataError: if the folder of images is missing or holds no image, or `folder` lies in it.
-        OSError: if the CSV cannot be written.
+        DataError: if the folder of images is missing or holds no image, `folder` lies in it, or the
+            CSV cannot be written (of an earlier call, nothing is deleted then).
         ValueError: if there are no images, one is given twice, the detector has no quantiles, or
             its weights are damaged.
     """
@@ -187,10 +191,9 @@ def inspect_images(
     detector.check_quantiles()  # before anything is deleted
     limit = detector.pixel_threshold
     scale = 2 * limit.threshold if limit and limit.threshold > 0 else UNKNOWN_SCALE
-    _start_over(folder)
     counts, errors = Counter(), []
     predictions = _predictions(detector, paths, precision, batch_size)
-    with (folder / PREDICTIONS).open("w", newline="", encoding="utf-8") as file:
+    with _table(folder) as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         file.flush()
@@ -200,7 +203,7 @@ def inspect_images(
             row = {"image": _cell(name.as_posix())}
             if prediction is None:
                 counts["unreadable"] += 1
-                row["error"] = _cell(str(image))
+                row["error"] = _cell(printable(str(image)))
             else:
                 row |= _numbers(prediction)
                 counts[VERDICTS[row.get("is_anomalous")]] += 1
@@ -293,13 +296,33 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
     return names, paths
 
 
+@contextmanager
+def _table(folder: Path) -> Iterator[TextIO]:
+    """predictions.csv, empty and open; what the system refuses becomes one sentence."""
+    path = folder / PREDICTIONS
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _start_over(folder)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path} cannot be written ({error.strerror or error}): make room "
+            "there, or choose another output folder."
+        ) from None
+
+
 def _start_over(folder: Path) -> None:
     """Delete what an earlier inspection left, and nothing else."""
-    folder.mkdir(parents=True, exist_ok=True)
     predictions = folder / PREDICTIONS
-    if not predictions.exists():
+    if not os.path.lexists(predictions):
         return
-    with predictions.open("rb") as file:
+    if not predictions.is_file():
+        raise DataError(
+            f"{predictions} is no file, so that no table can take its place: remove it, or choose "
+            "another output folder."
+        )
+    with predictions.open("r+b") as file:  # or nothing may be deleted
         header = file.readline().strip()
     if header not in (b"", ",".join(COLUMNS).encode()):  # an interruption may leave it empty
         raise DataError(f"{predictions} is of another program: choose another output folder.")
@@ -330,7 +353,7 @@ def _save(image: Image.Image, path: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, compress_level=1)
     except OSError as error:
-        return _cell(f"the overlay {path} cannot be written: {error.strerror or error}")
+        return _cell(printable(f"the overlay {path} cannot be written: {error.strerror or error}"))
     return ""
 
 
@@ -349,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         detector = EfficientAD.load(args.detector, "cuda" if torch.cuda.is_available() else "cpu")
         inspection = inspect_images(detector, args.images, args.output, not args.no_overlays)
     except (RunError, ValueError, OSError) as error:
-        print(str(error).encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\nInterrupted; what was done is in {args.output}.", file=sys.stderr)

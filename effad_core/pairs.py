@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from effad_core.backbones import FeatureExtractor
+from effad_core.datasets.images import DataError
 from effad_core.datasets.pretraining import Draws, PretrainingImages
 from effad_core.datasets.transforms import normalise
 from effad_core.losses import mean_squared_difference
@@ -63,14 +64,17 @@ class Pairs:
         """
         schedule = self.schedule
         draws = Draws(source, key, self.psi_size, schedule.scales, schedule.gray_probability)
-        yield from DataLoader(
-            draws,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            multiprocessing_context="spawn" if self.workers else None,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # leaves torch's own generator alone
-        )
+        try:
+            yield from DataLoader(
+                draws,
+                batch_sampler=batches,
+                num_workers=self.workers,
+                multiprocessing_context="spawn" if self.workers else None,
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # leaves torch's own generator alone
+            )
+        except DataError as error:  # a worker puts its stack before the sentence
+            raise DataError(error.args[0].rstrip().rpartition("DataError: ")[2]) from None
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

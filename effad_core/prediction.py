@@ -1,5 +1,6 @@
 """From images to verdicts: the last lines of Algorithm 2, for whatever computes the maps."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,38 @@ def _set(threshold: float | None, name: str) -> float:
     return threshold
 
 
+def finite_scores(maps: Tensor, names: Sequence[str]) -> Tensor:
+    """The maximum of each map (Algorithm 2, line 11), which must be finite.
+
+    A NaN or infinite pixel reaches the maximum of the combined map. It comes from damaged weights,
+    or from a half precision that overflows.
+
+    Args:
+        maps: combined, student-teacher and autoencoder map, shape (N, 3, H, W).
+        names: of the N images, for the sentence.
+
+    Returns:
+        shape (N, 3).
+
+    Raises:
+        ValueError: naming the first image whose map is not finite.
+    """
+    scores = maps.flatten(2).amax(dim=2)
+    finite = torch.isfinite(scores).all(dim=1).tolist()
+    if not all(finite):
+        raise ValueError(
+            f"the anomaly map of {names[finite.index(False)]} contains NaN or infinite values: "
+            "the detector's weights are damaged, or its numbers overflow in half precision "
+            '(use "float32" then)'
+        )
+    return scores
+
+
+def image_name(image: ImageLike, index: int) -> str:
+    """What to call an image in a sentence: its path, or its place."""
+    return str(image) if isinstance(image, str | os.PathLike) else f"image {index}"
+
+
 class Predictor(ABC):
     """What predicts images: it has maps, the size that they are computed at, and thresholds.
 
@@ -97,7 +130,8 @@ class Predictor(ABC):
 
         Raises:
             DataError: for an unreadable file or an array of another type or shape.
-            ValueError: if the detector has no quantiles, or its map contains NaN.
+            ValueError: if the detector has no quantiles, or the map of an image, which is named, is
+                not finite.
         """
         many = isinstance(image, Sequence) and not isinstance(image, str)
         if not many and not (isinstance(image, np.ndarray) and image.ndim == 4):
@@ -105,13 +139,12 @@ class Predictor(ABC):
         limits = [p and p.threshold for p in (self.threshold, self.pixel_threshold)]
         predictions = []
         for start in range(0, len(image), batch_size):
-            opened = [open_image(item) for item in image[start : start + batch_size]]
+            part = image[start : start + batch_size]
+            opened = [open_image(item) for item in part]
             batch = torch.stack([to_tensor(resize(item, self.image_size)) for item in opened])
             maps = self.combined_maps(batch, precision)
-            if not torch.isfinite(maps).all():
-                raise ValueError("the anomaly map contains NaN or infinite values; the detector's "
-                                 "weights are damaged, or the precision is too low")  # fmt: skip
-            scores = maps[:, 0].flatten(1).amax(dim=1)  # Algorithm 2, line 11
+            names = [image_name(image, start + index) for index, image in enumerate(part)]
+            scores = finite_scores(maps, names)[:, 0]
             for index, item in enumerate(opened):
                 size = (item.height, item.width)
                 own = F.interpolate(maps[index : index + 1], size=size, mode="bilinear")[0]

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from effad_core.datasets import SCENARIOS, DataError, Sample, Scenario, list_images, open_scenario
+from effad_core.datasets import SCENARIOS, DataError, Sample, Scenario, open_scenario
 from effad_core.datasets.images import ImageLike, open_image
+from effad_core.datasets.layouts import good_images, is_plain_folder
 from effad_core.datasets.transforms import normalise, resize, to_tensor
-from effad_core.datasets.visa import is_visa_object
 from effad_core.detector import EfficientAD
 from effad_core.runs import RunError
 from effad_core.statistics import ChannelMoments, never_varies
@@ -318,12 +318,10 @@ def _of(channels: Sequence[int], count: int) -> str:
 
 
 def _open_images(source: str) -> Scenario | list[Path]:
-    """A scenario by name or folder, or else all images of a folder and those below it."""
-    folder = Path(source).expanduser()
-    plain = folder.is_dir() and not (folder / "train").is_dir() and not is_visa_object(folder)
-    if source in SCENARIOS or not plain:
+    """A scenario by name or folder, or all images of a folder that `open_folder` takes as good."""
+    if source in SCENARIOS or not is_plain_folder(source):
         return open_scenario(source)
-    return list_images(folder, recursive=True)
+    return good_images(source)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ reported with its reason, in the tables' file too, and makes the command fail in
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,8 @@ from effad_core.datasets import (
 )
 from effad_core.detector import EfficientAD
 from effad_core.evaluation import KINDS, METRICS, evaluate
-from effad_core.runs import RunError, fingerprint, write_text
+from effad_core.files import remove_parts
+from effad_core.runs import RunError, alone, fingerprint, write_text
 from effad_core.training import DETECTOR, PRESETS, Schedule, train
 
 ROOT = Path(__file__).parent.parent
@@ -128,14 +130,9 @@ def run_one(
         "detector": sha256((run_dir / DETECTOR).read_bytes()).hexdigest(),
         "test_images": sha256(files.encode("utf-8", "surrogateescape")).hexdigest(),
     }
-    if maps is None and (run_dir / METRICS).exists():
-        try:
-            found = json.loads((run_dir / METRICS).read_text())
-            if identity.items() <= found.items():
-                print(f"{run_dir.name}: evaluated before", flush=True)
-                return found["metrics"]
-        except (ValueError, AttributeError):
-            print(f"{run_dir / METRICS} is damaged and is written anew", flush=True)
+    if maps is None and (known := _read_metrics(run_dir / METRICS, identity)) is not None:
+        print(f"{run_dir.name}: evaluated before", flush=True)
+        return known
     evaluation = evaluate(detector, scenario, keep_maps=None if maps is None else True)
     metrics = evaluation.save(run_dir, seed=seed, **identity)
     if maps is not None:
@@ -143,6 +140,26 @@ def run_one(
     areas = "  ".join(f"{COLUMNS[n]} {headline(metrics)[n]:.3f}" for n in list(COLUMNS)[:3])
     print(f"{run_dir.name}: {areas}   ({minutes:.1f} min of training in this call)", flush=True)
     return metrics
+
+
+def _read_metrics(path: Path, identity: Mapping[str, str]) -> Metrics | None:
+    """What a metrics.json says, if it is whole and holds these entries."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        if not identity.items() <= found.items():
+            return None
+        metrics = {
+            group: {name: float(value) for name, value in values.items()}
+            for group, values in found["metrics"].items()
+        }
+        if math.isfinite(sum(headline(metrics).values())):
+            return metrics
+    except (ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError):
+        pass
+    print(f"{path} is damaged and is written anew", flush=True)
+    return None
 
 
 def headline(metrics: Metrics) -> dict[str, float]:
@@ -303,11 +320,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "results" / RESULTS)
     args = parser.parse_args(arguments)
     try:
-        entries = plan(args.sources)
-        weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())
-        pretraining = open_pretraining(args.pretraining)
+        failed = _run(args)
     except (DataError, RunError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    if failed:
+        lines = [f"  {run}: {reason}" for run, reason in failed.items()]
+        sys.exit("\n".join([f"{len(failed)} of the runs FAILED:", *lines]))
+
+
+def _run(args: argparse.Namespace) -> dict[str, str]:
+    """Run the sweep, print its tables and write its file; returns what failed, with the reason."""
+    entries = plan(args.sources)
+    weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())
+    pretraining = open_pretraining(args.pretraining)
     changes = {"iterations": args.iterations, "autoencoder_iterations": args.autoencoder_steps}
     changes = {name: value for name, value in changes.items() if value is not None}
     schedule = Schedule.named(args.profile, **changes)
@@ -323,13 +351,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "teacher_weights": weights,
         "schedule": asdict(schedule),
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
 
     def write() -> None:
         content = {"settings": settings, "scenarios": results, "failed": failed}
         write_text(args.output, json.dumps(content, indent=1) + "\n")
 
-    try:
+    output = args.output.absolute()
+    with alone(args.output, output.with_name(f".{output.name}.lock"), "--output"):
+        remove_parts(output.parent, output.name)
         for seed in args.seeds:  # every scenario once, before any of them again
             for entry in entries:
                 run = f"{entry.name}-{args.profile}-{args.size}-seed{seed}{suffix}"
@@ -344,17 +373,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         args.maps,
                         args.teacher,
                     )
-                except (DataError, RunError, ValueError) as error:
+                except (DataError, RunError, ValueError, OSError) as error:
                     failed[run] = str(error)
                     print(f"{run} FAILED: {error}", flush=True)
                 write()
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
     print(f"\n{tables(results)}\n\nwritten to {args.output}")
-    if failed:
-        lines = [f"  {run}: {reason}" for run, reason in failed.items()]
-        sys.exit("\n".join([f"{len(failed)} of the runs FAILED:", *lines]))
+    return failed
 
 
 if __name__ == "__main__":

@@ -318,7 +318,7 @@ def _eased(rate: float) -> float:
 
 def _number(value, name: str, low=-1e308, high=1e308, ends=(), kind: type = float):
     """A number of Python's own strictly between low and high, or one of the ends."""
-    fits = isinstance(value, Real if kind is float else Integral)
+    fits = isinstance(value, Real if kind is float else Integral) and not isinstance(value, bool)
     # numpy's own numbers become Python's first: a float32 cannot be compared with 1e308
     number = value.item() if isinstance(value, np.generic) else value
     if not fits or not (low < number < high or number in ends):

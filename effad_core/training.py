@@ -152,7 +152,7 @@ def train(
 
     Raises:
         DataError: for images that cannot be read.
-        RunError: if run_dir holds a run with other settings.
+        RunError: if run_dir is in use, cannot be written, or holds a run with other settings.
         ValueError: if the images are constant, or the loss is no longer finite.
     """
     keep_freed_memory()
@@ -193,81 +193,87 @@ def train(
         weight_decay=schedule.weight_decay,
     )
     modules = {"student": student, "autoencoder": autoencoder}
-    run = Run(run_dir, config, modules, {"optimizer": optimizer})
-    done, row = run.resume()
-    total_steps = schedule.autoencoder_iterations + schedule.iterations
-    if done == total_steps and run.folder is not None and (run.folder / DETECTOR).exists():
-        finished = EfficientAD.load(run.folder / DETECTOR)
-        detector.load_state_dict(finished.state_dict())
-        for name in ("card", "threshold", "pixel_threshold"):
-            setattr(detector, name, getattr(finished, name))
-        return row
+    with Run(run_dir, config, modules, {"optimizer": optimizer}) as run:
+        done, row = run.resume()
+        total_steps = schedule.autoencoder_iterations + schedule.iterations
+        if done == total_steps and run.folder is not None and (run.folder / DETECTOR).exists():
+            finished = EfficientAD.load(run.folder / DETECTOR)
+            if finished.card.get("training") == run.config:  # not one that lay here before
+                detector.load_state_dict(finished.state_dict())
+                for name in ("card", "threshold", "pixel_threshold"):
+                    setattr(detector, name, getattr(finished, name))
+                detector.eval()  # the new student and autoencoder are not yet
+                return row
 
-    # Algorithm 1, lines 3-10: mu and sigma of the teacher over the training images
-    with torch.no_grad(), computing_in(precision, device):
-        mu, sigma = channel_statistics(
-            detector.teacher(normalise(images.to(device))).float()
-            for images in training_images.batches(8)
-        )
-    detector.mu.copy_(mu[:, None, None])
-    detector.sigma.copy_(sigma[:, None, None])
-
-    teacher_features = TeacherFeatures(
-        detector, training_images, precision, schedule.cache_megabytes
-    )
-
-    def autoencoder_losses(rng: np.random.Generator) -> dict[str, Tensor]:
-        """L_AE on a batch of training images: the autoencoder's steps before Algorithm 1."""
-        chosen = rng.integers(len(training_images), size=schedule.autoencoder_batch).tolist()
-        images = torch.stack([to_tensor(training_images[index]) for index in chosen]).to(device)
-        teacher = torch.cat([teacher_features[index] for index in chosen])
-        with computing_in(precision, device):
-            output = autoencoder(normalise(images).contiguous(memory_format=torch.channels_last))
-        return {"L_AE": mean_squared_difference(output.float(), teacher)}
-
-    def losses(rng: np.random.Generator) -> dict[str, Tensor]:
-        index = int(rng.integers(len(training_images)))  # Algorithm 1, line 13
-        image = training_images[index]
-        augmented = augment(image, *draw_augmentation(rng))  # Algorithm 1, lines 23-31
-        p = pretraining.whole_images(rng, 1, detector.image_size)[0] if schedule.penalty else None
-        known = teacher_features[index] if schedule.cache_megabytes else None
-        return loss_terms(detector, schedule, to_tensor(image), to_tensor(augmented), p, known)
-
-    progress = tqdm(range(done, total_steps), initial=done, total=total_steps, desc="training")
-    window = []
-    detector.train()
-    for step in progress:  # Algorithm 1, line 12
-        rng = np.random.default_rng((seed, step))
-        torch.manual_seed(int(rng.integers(2**63)))  # dropout
-        iteration = step - schedule.autoencoder_iterations
-        terms = autoencoder_losses(rng) if iteration < 0 else losses(rng)
-        total = sum(terms.values())  # Algorithm 1, line 41
-        if not torch.isfinite(total):  # before the step: no checkpoint holds NaN weights
-            raise ValueError(
-                f"the loss is {total.item()} at step {step + 1}; lower the learning rate, or train "
-                'with precision="float32"'
+        # Algorithm 1, lines 3-10: mu and sigma of the teacher over the training images
+        with torch.no_grad(), computing_in(precision, device):
+            mu, sigma = channel_statistics(
+                detector.teacher(normalise(images.to(device))).float()
+                for images in training_images.batches(8)
             )
-        rates = schedule.learning_rates_at(step)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()  # Algorithm 1, line 42
-        window.append({name: value.item() for name, value in terms.items()} | {"L": total.item()})
-        last = step + 1 == total_steps
-        if last or (step + 1) % log_every == 0 or iteration == -1:
-            row = _log_row(step + 1, rates[0], window)
-            progress.set_postfix({name: f"{row[name]:.3g}" for name in TERMS})
-            run.log(row)
-            window = []
-        run.after(step + 1, last)
-    detector.eval()
+        detector.mu.copy_(mu[:, None, None])
+        detector.sigma.copy_(sigma[:, None, None])
 
-    # Algorithm 1, lines 47-60
-    detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
-    if run.folder is not None:
-        detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
-    return row
+        teacher_features = TeacherFeatures(
+            detector, training_images, precision, schedule.cache_megabytes
+        )
+
+        def autoencoder_losses(rng: np.random.Generator) -> dict[str, Tensor]:
+            """L_AE on a batch of training images: the autoencoder's steps before Algorithm 1."""
+            chosen = rng.integers(len(training_images), size=schedule.autoencoder_batch).tolist()
+            images = torch.stack([to_tensor(training_images[index]) for index in chosen]).to(device)
+            teacher = torch.cat([teacher_features[index] for index in chosen])
+            with computing_in(precision, device):
+                images = normalise(images).contiguous(memory_format=torch.channels_last)
+                output = autoencoder(images)
+            return {"L_AE": mean_squared_difference(output.float(), teacher)}
+
+        def losses(rng: np.random.Generator) -> dict[str, Tensor]:
+            index = int(rng.integers(len(training_images)))  # Algorithm 1, line 13
+            image = training_images[index]
+            augmented = augment(image, *draw_augmentation(rng))  # Algorithm 1, lines 23-31
+            p = None
+            if schedule.penalty:
+                p = pretraining.whole_images(rng, 1, detector.image_size)[0]
+            known = teacher_features[index] if schedule.cache_megabytes else None
+            return loss_terms(detector, schedule, to_tensor(image), to_tensor(augmented), p, known)
+
+        progress = tqdm(range(done, total_steps), initial=done, total=total_steps, desc="training")
+        detector.train()
+        for step in progress:  # Algorithm 1, line 12
+            rng = np.random.default_rng((seed, step))
+            torch.manual_seed(int(rng.integers(2**63)))  # dropout
+            iteration = step - schedule.autoencoder_iterations
+            terms = autoencoder_losses(rng) if iteration < 0 else losses(rng)
+            total = sum(terms.values())  # Algorithm 1, line 41
+            if not torch.isfinite(total):  # before the step: no checkpoint holds NaN weights
+                raise ValueError(
+                    f"the loss is {total.item()} at step {step + 1}; lower the learning rate, or "
+                    'train with precision="float32"'
+                )
+            rates = schedule.learning_rates_at(step)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()  # Algorithm 1, line 42
+            values = terms | {"L": total}
+            run.window.append({name: value.item() for name, value in values.items()})
+            last = step + 1 == total_steps
+            if last or (step + 1) % log_every == 0 or iteration == -1:
+                row = _log_row(step + 1, rates[0], run.window)
+                measured = [name for name in TERMS if not math.isnan(row[name])]
+                progress.set_postfix({name: f"{row[name]:.3g}" for name in measured})
+                run.log(row)
+                run.window.clear()
+            run.after(step + 1, last)
+        detector.eval()
+
+        # Algorithm 1, lines 47-60
+        detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
+        if run.folder is not None:
+            detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
+        return row
 
 
 def loss_terms(

@@ -184,3 +184,9 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         print("\nInterrupted; what was executed so far is kept.", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(
+            f"The notebooks cannot be written: {where}{error.strerror or error}; free some space "
+            "or name another folder with --output, and what was trained so far is used again."
+        )

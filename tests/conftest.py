@@ -1,5 +1,10 @@
 """Fixtures for the tests of the core: drawn images and networks small enough for one core."""
 
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +42,35 @@ def narrow(monkeypatch):
 
     make.network = NarrowPDN
     return make
+
+
+@pytest.fixture
+def nobody():
+    """A context with a folder in which permissions count: meanwhile a superuser is somebody else.
+
+    Whatever is imported there for the first time may be out of that user's reach.
+    """
+    if not hasattr(os, "seteuid"):
+        pytest.skip("this system has other permissions")
+
+    @contextmanager
+    def somebody_else():
+        Image.init()
+        superuser = os.geteuid() == 0
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            own = Path(folder, "own")
+            own.mkdir()
+            if superuser:
+                os.chown(own, 65534, 65534)
+                os.seteuid(65534)
+            try:
+                yield own
+            finally:
+                if superuser:
+                    os.seteuid(0)
+
+    return somebody_else
 
 
 def draw(path, seed: int):

@@ -12,8 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._utils import ExceptionWrapper
 
 from effad_core import DistillationSchedule, EfficientAD, RunError, distill, distillation, pairs
+from effad_core.datasets import DataError, PretrainingImages
 from effad_core.datasets.pretraining import Draws
 from effad_core.distillation import PRESETS, held_out_loss, main
 from effad_core.muon import KernelMuon
@@ -185,6 +187,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         distill(network(), Colours(), pretraining, schedule, run_dir=tmp_path, seed=1)
 
 
+def test_a_teacher_that_lay_there_before_is_not_taken_for_the_runs(network, pretraining, tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    distill(network(), Colours(), pretraining, TINY, run_dir=tmp_path)
+    expected = path.read_bytes()
+    distillation.save_teacher(path, network(seed=5), {"extractor": "colours"})
+    distill(network(), Colours(), pretraining, TINY, run_dir=tmp_path)
+    assert path.read_bytes() == expected
+
+
+def test_ctrl_c_is_a_line_that_says_how_to_go_on(drawn, tmp_path, monkeypatch, capsys):
+    def pressed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distillation, "distill", pressed)
+    with pytest.raises(SystemExit) as stop:
+        main([str(drawn[0].parent), *OPTIONS, "--run-dir", str(tmp_path)])
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == "\nInterrupted; the same command goes on from here.\n"
+
+
 @pytest.mark.parametrize("size", ["small", "medium"])
 def test_teacher_file_loads_into_a_detector(network, narrow, pretraining, tmp_path, size):
     teacher = network(size=size)
@@ -254,6 +276,27 @@ def test_a_worker_process_draws_the_same_images(network, pretraining):
         for workers in (0, 1)
     ]
     np.testing.assert_array_equal(*(list(row.values()) for row in rows))
+
+
+def test_a_damaged_image_is_one_sentence_from_a_worker_process_too(network, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"")
+    images = PretrainingImages([tmp_path / "a.png"], "an empty file", "CC0")
+
+    def worker(draws, **options):
+        """Raises an error as torch does that hears of it from a worker process."""
+        try:
+            yield draws[0]
+        except DataError:
+            error = ExceptionWrapper(where="in DataLoader worker process 0")
+        error.reraise()
+
+    for loader in (pairs.DataLoader, worker):
+        monkeypatch.setattr(pairs, "DataLoader", loader)
+        with pytest.raises(DataError) as error:
+            distill(network(), Colours(), images, TINY)
+        assert str(error.value) == (
+            f"The image {tmp_path / 'a.png'} is empty (0 bytes): copy it again or remove it."
+        )
 
 
 def test_a_draw_depends_on_its_number_alone(pretraining):
@@ -334,7 +377,10 @@ def test_unknown_optimizer():
 # ---- the command ---------------------------------------------------------------------------
 
 
-OPTIONS = ("--profile", "smoke", "--hold-out", "1", "--channels", "16", "--iterations", "1")
+OPTIONS = (
+    *("--profile", "smoke", "--hold-out", "1", "--channels", "16", "--iterations", "1"),
+    *("--precision", "float32"),  # also where bfloat16 is faster
+)
 
 
 def test_two_processes_make_the_step_of_one_on_the_joined_batch(drawn, tmp_path):

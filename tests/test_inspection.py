@@ -1,6 +1,7 @@
 """Every image gets its row, whatever its name, mode or state; thresholds come from good ones."""
 
 import csv
+import errno
 import os
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def overlays(folder):
 
 
 def test_the_rows_say_what_predict_says(judging, drawn, tmp_path):
-    found = inspect_images(judging, drawn[0].parent, tmp_path / "out", batch_size=3)
+    out, options = tmp_path / "out", {"batch_size": 3, "precision": "float32"}
+    found = inspect_images(judging, drawn[0].parent, out, **options)
     text = (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
     assert text.splitlines()[0] == ",".join(COLUMNS)
     assert [row["image"] for row in rows(tmp_path / "out")] == [path.name for path in drawn]
@@ -162,7 +164,7 @@ def test_unreadable_images_have_a_row_and_stop_nothing(detector, drawn, tmp_path
     images += [tmp_path / "absent.png", tmp_path / ("n" * 300 + ".png")]
     (tmp_path / "folder.png").mkdir()
     images.append(tmp_path / "folder.png")
-    found = inspect_images(detector, images, tmp_path / "out", batch_size=2)
+    found = inspect_images(detector, images, tmp_path / "out", True, "float32", batch_size=2)
     table = rows(tmp_path / "out")
     assert [row["image"].rpartition("/")[2] for row in table] == [path.name for path in images]
     assert found.unreadable == 6 and found.images == 9 and len(found.errors) == 6
@@ -187,6 +189,112 @@ def test_an_overlay_that_cannot_be_written_costs_no_score(detector, tmp_path):
     assert found.unreadable == 0 and len(found.errors) == 1 and "cannot be written" in str(found)
     table = rows(tmp_path / "out")
     assert sum(row["error"] != "" for row in table) == 1 and all(row["score"] for row in table)
+
+
+def refusal(detector, images, folder):
+    """The one sentence on a table that cannot be written."""
+    with pytest.raises(DataError) as error:
+        inspect_images(detector, images, folder)
+    message = str(error.value)
+    assert len(message.splitlines()) == 1 and message.endswith("choose another output folder.")
+    return message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its pipes, links and limits are Linux's")
+def test_a_table_that_cannot_be_written(detector, tmp_path, monkeypatch):
+    image, out = picture(tmp_path / "in/a.png"), tmp_path / "out"
+    inspect_images(detector, image, out)
+    table, kept = out / "predictions.csv", out / "kept.csv"
+    table.rename(kept)
+    for make in (table.mkdir, lambda: os.mkfifo(table), lambda: table.symlink_to("/dev/full")):
+        make()
+        assert f"{table} is no file" in refusal(detector, image, out)  # and does not wait
+        table.rmdir() if table.is_dir() else table.unlink()
+    kept.rename(table)
+    assert overlays(out) == ["a.png.png"]  # nothing was deleted
+    (tmp_path / "file").touch()
+    for folder, words in (
+        (tmp_path / "file", "file cannot be written (File exists)"),
+        (tmp_path / "file/out", "file/out cannot be written (Not a directory)"),
+        (tmp_path / ("n" * 300), "(File name too long)"),
+    ):
+        assert words in refusal(detector, image, folder)
+
+    class FullDisk(csv.DictWriter):
+        def writerow(self, row):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(inspection.csv, "DictWriter", FullDisk)
+    assert f"{table} cannot be written (No space left on device): make room" in refusal(
+        detector, image, out
+    )
+
+
+def test_a_table_that_may_not_be_written(detector, tmp_path, nobody):
+    inspect_images(detector, picture(tmp_path / "a.png"), tmp_path / "out")
+    with nobody() as folder:
+        image = picture(folder / "a.png")
+        (folder / "out/overlays").mkdir(parents=True)
+        (folder / "out/overlays/a.png.png").touch()
+        (folder / "out/predictions.csv").write_text(",".join(COLUMNS))
+        (folder / "out/predictions.csv").chmod(0o400)
+        (folder / "closed").mkdir(0o500)
+        for name in ("out", "closed"):
+            words = f"{folder / name}/predictions.csv cannot be written (Permission denied)"
+            assert words in refusal(detector, image, folder / name)
+        assert overlays(folder / "out") == ["a.png.png"]  # nothing was deleted
+
+
+ODD = {  # name -> what its row's error says; None: it is judged
+    "good.png": None,
+    "empty.png": "is empty",
+    "=cmd|' !A0.png": "is empty",
+    "＝1.png": None,
+    "\n=1.png": None,
+    "a,b;c.png": "is empty",
+    'say "no".png': "is empty",
+    "two\nlines.png": "is empty",
+    "page.jpg": "is a web page",
+    "pointer.png": "git lfs pull",
+    "pipe.png": "is no regular file",
+    "nowhere.png": "is a link to nothing",
+    "loop.png": "symbolic links",
+    "x" * 250 + ".png": "overlay",  # its overlay's name is too long, its score is there
+    "\udcff.png": "is empty",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_damaged_images_among_sound_ones(detector, tmp_path, command):
+    root = tmp_path / "in"
+    root.mkdir()
+    for name, words in ODD.items():
+        if words is None or words == "overlay":
+            picture(root / name)
+        else:
+            (root / name).touch()
+    (root / "page.jpg").write_text("<!DOCTYPE html><html>")
+    (root / "pointer.png").write_text("version https://git-lfs.github.com/spec/v1\n")
+    for name in ("pipe", "nowhere", "loop"):
+        (root / f"{name}.png").unlink()
+    os.mkfifo(root / "pipe.png")
+    (root / "nowhere.png").symlink_to("/nowhere/x.png")
+    (root / "loop.png").symlink_to("loop.png")
+    found = inspect_images(detector, root, tmp_path / "out")
+    table = {row["image"].removeprefix("./"): row for row in rows(tmp_path / "out")}
+    assert len(table) == len(ODD) and not any(
+        row["image"].startswith(tuple("=+-@\t\r\n＝＋－＠")) for row in table.values()
+    )
+    for name, words in ODD.items():
+        row = table[name.encode("utf-8", "backslashreplace").decode()]
+        assert (row["score"] != "") == (words in (None, "overlay")), name
+        assert (words or "") in row["error"] and (words is not None or row["error"] == "")
+        assert len(row["error"].splitlines()) <= 1 and not row["error"].startswith(tuple("=+-@"))
+    assert found.unreadable == len(ODD) - 4 and len(found.errors) == len(ODD) - 3
+    out = tmp_path / os.fsdecode(b"out\xff\n")
+    code, text, error = command(tmp_path / "detector.safetensors", root, "--output", out)
+    assert code == 1 and "\\udcff\\n" in text.splitlines()[-1] and "Traceback" not in error
+    assert [row["score"] for row in rows(out)] == [row["score"] for row in rows(tmp_path / "out")]
 
 
 def test_without_thresholds(narrow, drawn, tmp_path):
@@ -365,13 +473,14 @@ def test_thresholds_from_good_images(narrow, drawn):
     alone = [detector.predict(path) for path in drawn]
     scores = sorted(prediction.score for prediction in alone)
     highest = sorted(float(prediction.map.max()) for prediction in alone)
-    points = fit_thresholds(detector, good(drawn), 0.25, guarantee="average")
+    exactly = {"precision": "float32"}  # as `predict`; "auto" may be bfloat16
+    points = fit_thresholds(detector, good(drawn), 0.25, guarantee="average", **exactly)
     assert points == (detector.threshold, detector.pixel_threshold)
     assert points[0].threshold == pytest.approx(scores[-2], rel=1e-4)  # 2 / 9 <= 0.25 < 3 / 9
     assert points[1].threshold == pytest.approx(highest[-2], rel=1e-4)
     assert "on average at most 25 % of normal images" in str(points[0])
     assert points[0].expected_fpr == pytest.approx(2 / 9) and points[0].images == 8
-    points = fit_thresholds(detector, good(drawn[:4]), 0.5, confidence=0.9)
+    points = fit_thresholds(detector, good(drawn[:4]), 0.5, confidence=0.9, **exactly)
     highest_of_four = max(prediction.score for prediction in alone[:4])
     assert points[0].threshold == pytest.approx(highest_of_four, rel=1e-4)  # 0.5^4 < 0.1
     assert points[0].kind == points[1].kind == "fpr-confident" and points[0].confidence == 0.9

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # What `make test` itself puts into the environment of these tests.
-OUTER = re.compile("MAKE|MFLAGS|(PROFILE|SCENARIO|DATA|TORCH_INDEX|PYTHON|PORT|CHROMIUM)$")
+OUTER = re.compile("MAKE|MFLAGS|(PROFILE|SCENARIO|DATA|TORCH_INDEX|PYTHON|PORT|MINUTES|CHROMIUM)$")
 # Logs its arguments one per line; as `-m venv` it makes a copy of itself; fails where FAIL says so.
 PYTHON = """#!/bin/sh
 printf '%s\\n' "<$#>" "$@" >> "$CALLS"
@@ -91,6 +91,15 @@ def test_variables_reach_the_runner_unharmed(make):
     assert calls[-1] == ["notebooks/run.py", *expected]
 
 
+def test_the_soak_takes_its_minutes(make):
+    for arguments, minutes in (((), "5"), (("MINUTES=0.5",), "0.5")):
+        _, calls = make("soak", *arguments)
+        assert calls[-3:] == [
+            [f"tests/soak/{name}.py", "--minutes", minutes]
+            for name in ("interruption", "files", "images")
+        ]
+
+
 def test_another_index_serves_torch_alone(make):
     _, calls = make("tutorial", "TORCH_INDEX=https://wheels.example/cpu")
     indexed = [call for call in calls if "--index-url" in call]
@@ -128,7 +137,10 @@ def test_only_what_needs_the_extras_installs_them_and_once(make):
         assert all("--constraint" in call for call in installs)
     os.utime(make.folder / "constraints.txt", (time.time() + 10,) * 2)
     _, calls = make("site")
-    assert [call[-1] for call in calls if "install" in call][-2:] == [".[test,export]", ".[site,browser]"]
+    assert [call[-1] for call in calls if "install" in call][-2:] == [
+        ".[test,export]",
+        ".[site,browser]",
+    ]
 
 
 def test_variables_reach_the_app(make):

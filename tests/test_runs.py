@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from effad_core import runs
+from effad_core import files, runs
 from effad_core.runs import Run, RunError, load_weights, read_tensors, write_tensors, write_text
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
@@ -31,7 +32,7 @@ def step(run):
     run.optimizers["optimizer"].step()
 
 
-def files(folder):
+def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -40,13 +41,20 @@ def test_tensors_round_trip(tmp_path):
     transposed = TENSORS | {"c": TENSORS["a"].T}
     write_tensors(path, transposed, {"kind": "thing", "n": [1, None]})
     tensors, header = read_tensors(path, "thing")
-    assert header == {"kind": "thing", "n": [1, None]} and files(tmp_path) == [path.name]
+    assert header == {"kind": "thing", "n": [1, None]} and names(tmp_path) == [path.name]
     assert tensors.keys() == transposed.keys()
     assert all(torch.equal(tensors[name], transposed[name]) for name in tensors)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(
+    ("error", "found"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, "No space left on device"), RunError),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), RunError),
+    ],
+)
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, error, found):
     path = tmp_path / "x.safetensors"
     write_tensors(path, TENSORS, {"kind": "old"})
     write_text(tmp_path / "x.txt", "old")
@@ -55,16 +63,16 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, error):
         part.write_bytes(b"half")
         raise error
 
+    sentence = None if found is KeyboardInterrupt else "cannot be written: the disk is full; free"
     monkeypatch.setattr(runs, "save_file", killed)
-    monkeypatch.setattr(runs.os, "replace", lambda *_: killed({}, tmp_path / ".x.txt", None))
-    with pytest.raises(error):
+    with pytest.raises(found, match=sentence):
         write_tensors(path, TENSORS, {"kind": "new"})
-    (tmp_path / ".x.txt").unlink(missing_ok=True)
-    with pytest.raises(error):
-        write_text(tmp_path / "x.txt", "new")
-    (tmp_path / ".x.txt").unlink()
+    if not isinstance(error, SafetensorError):
+        monkeypatch.setattr(files.os, "replace", lambda part, _: killed({}, part, None))
+        with pytest.raises(found, match=sentence):
+            write_text(tmp_path / "x.txt", "new")
     assert read_tensors(path, "old") and (tmp_path / "x.txt").read_text() == "old"
-    assert files(tmp_path) == ["x.safetensors", "x.txt"]
+    assert names(tmp_path) == ["x.safetensors", "x.txt"]
 
 
 @pytest.mark.parametrize("keep", [0, 7, 60, -1])
@@ -132,7 +140,7 @@ def test_a_resumed_run_continues_bit_for_bit(tmp_path):
         whole.modules["net"].parameters(), second.modules["net"].parameters(), strict=True
     ):
         assert torch.equal(a, b)
-    assert files(tmp_path) == ["checkpoint.safetensors", "config.json", "log.csv"]
+    assert names(tmp_path) == ["checkpoint.safetensors", "config.json", "log.csv"]
 
 
 def test_log_loses_what_came_after_the_checkpoint(tmp_path):
@@ -147,6 +155,66 @@ def test_log_loses_what_came_after_the_checkpoint(tmp_path):
     done, row = new_run(tmp_path).resume()
     assert (done, row) == (20, {"iteration": 20, "loss": 0.5})
     assert (tmp_path / "log.csv").read_text().splitlines() == ["iteration,loss", "10,0.5", "20,0.5"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path, text: path.write_text(text[:-2]),  # the last number, shortened
+        lambda path, text: path.write_text(text + "30,0.1\n"),  # the next row, shortened
+        lambda path, text: path.write_text(text.replace("0.5", "0.6")),
+        lambda path, text: path.write_bytes(b"\xff\0\n" * 9),
+        lambda path, text: path.unlink(),
+    ],
+)
+def test_a_damaged_log_is_taken_from_the_checkpoint(tmp_path, damage):
+    run = new_run(tmp_path)
+    run.resume()
+    step(run)
+    for iteration in (10, 20):
+        run.log({"iteration": iteration, "loss": 0.53125})
+    run.window.append(0.25)
+    run.save(20)
+    path = tmp_path / "log.csv"
+    text = path.read_text()
+    damage(path, text)
+    again = new_run(tmp_path)
+    assert again.resume() == (20, {"iteration": 20, "loss": 0.53125}) and again.window == [0.25]
+    assert path.read_bytes() == text.encode() == b"iteration,loss\n10,0.53125\n20,0.53125\n"
+
+
+@pytest.mark.parametrize(
+    "history",
+    [b"", b"{}", b"[1]", b"\xff", b'{"log": 1, "window": []}', b'{"log": "", "window": 2}'],
+)
+def test_a_damaged_history_is_named(tmp_path, history):
+    run = new_run(tmp_path)
+    run.resume()
+    step(run)
+    run.save(1)
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, header = read_tensors(path, "checkpoint")
+    tensors["history"] = torch.tensor(list(history), dtype=torch.uint8)
+    write_tensors(path, tensors, header)
+    with pytest.raises(RunError, match="checkpoint.safetensors has a damaged history"):
+        new_run(tmp_path).resume()
+
+
+def test_a_checkpoint_without_the_log_keeps_the_rows_that_belong_to_it(tmp_path):
+    run = new_run(tmp_path)
+    run.resume()
+    step(run)
+    run.save(20)
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, header = read_tensors(path, "checkpoint")
+    del tensors["history"]
+    write_tensors(path, tensors, header)
+    for nothing in (lambda: None, (tmp_path / "log.csv").touch):
+        nothing()
+        assert new_run(tmp_path).resume() == (20, {})
+    (tmp_path / "log.csv").write_bytes(b"iteration,loss\r\n10,0.5\r\n20,0.25\r\n30,0.1\r\n4")
+    assert new_run(tmp_path).resume() == (20, {"iteration": 20, "loss": 0.25})
+    assert (tmp_path / "log.csv").read_bytes() == b"iteration,loss\n10,0.5\n20,0.25\n"
 
 
 def test_checkpoint_before_the_first_row_of_the_log(tmp_path):

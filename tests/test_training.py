@@ -22,7 +22,7 @@ from effad_core.datasets import (
     open_scenario,
     to_tensor,
 )
-from effad_core.networks import Autoencoder, PatchDescriptionNetwork
+from effad_core.networks import Autoencoder
 from effad_core.runs import Run, read_tensors
 from effad_core.training import loss_terms
 
@@ -45,7 +45,8 @@ def algorithm_1(teacher, scenario, pretraining, iterations):
     mu = y.mean((0, 2, 3)).float()[:, None, None]
     sigma = y.std((0, 2, 3), correction=0).float()[:, None, None]
     torch.manual_seed(SEED)
-    s, a = PatchDescriptionNetwork(out_channels=768), Autoencoder()
+    c = teacher.out_channels
+    s, a = type(teacher)(out_channels=2 * c), Autoencoder(c)
     s.train(), a.train().to(memory_format=torch.channels_last)  # dropout falls in memory order
     adam = torch.optim.Adam([*s.parameters(), *a.parameters()], lr=1e-4, weight_decay=1e-5)
     losses = []
@@ -60,17 +61,17 @@ def algorithm_1(teacher, scenario, pretraining, iterations):
 
         with torch.no_grad():
             y = (teacher(pixels(image)) - mu) / sigma
-        d_st = (y - s(pixels(image))[:, :384]) ** 2
+        d_st = (y - s(pixels(image))[:, :c]) ** 2
         ordered = d_st.detach().flatten().sort().values
         rank = 0.999 * (len(ordered) - 1)
         d_hard = torch.lerp(ordered[int(rank)], ordered[int(rank) + 1], rank % 1)
         l_hard = d_st[d_st >= d_hard].mean()
-        penalty = (s(pixels(Image.fromarray(p)))[:, :384] ** 2).mean()
+        penalty = (s(pixels(Image.fromarray(p)))[:, :c] ** 2).mean()
         y_a = a(pixels(augmented))
         with torch.no_grad():
             y = (teacher(pixels(augmented)) - mu) / sigma
         l_ae = ((y - y_a) ** 2).mean()
-        l_stae = ((y_a - s(pixels(augmented))[:, 384:]) ** 2).mean()
+        l_stae = ((y_a - s(pixels(augmented))[:, c:]) ** 2).mean()
         adam.zero_grad()
         (l_hard + penalty + l_ae + l_stae).backward()
         if step == 0:
@@ -110,8 +111,8 @@ def reference(trained, scenario, pretraining):
     return algorithm_1(trained[0].teacher, scenario, pretraining, 2)
 
 
-def test_two_iterations_are_algorithm_1(trained, reference):
-    ad, folder, record = trained
+def assert_algorithm_1(ad, folder, record, reference):
+    """That a detector after two iterations, its log and Adam's record are the reference's."""
     mu, sigma, s, a, gradients, losses = reference
     torch.testing.assert_close(ad.mu, mu, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ad.sigma, sigma, rtol=1e-5, atol=0)
@@ -130,18 +131,39 @@ def test_two_iterations_are_algorithm_1(trained, reference):
             assert (p - q).abs().max() < 4.1e-4 and (p - q).norm() <= 2e-3 * q.norm()
 
 
-def test_quantiles_are_numpys_over_the_validation_maps(trained, scenario):
-    ad = trained[0]
+def test_two_iterations_are_algorithm_1(trained, reference):
+    assert_algorithm_1(*trained, reference)
+
+
+def test_two_iterations_of_narrow_networks_are_algorithm_1(
+    narrow, scenario, pretraining, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(RecordingAdam, "record", record := [])
+    monkeypatch.setattr(torch.optim, "Adam", RecordingAdam)
+    train(ad := narrow(), scenario, TWO, pretraining, tmp_path, seed=SEED, log_every=1)
+    monkeypatch.undo()
+    reference = algorithm_1(ad.teacher, scenario, pretraining, 2)
+    assert_algorithm_1(ad, tmp_path, record, reference)
+    assert_quantiles(ad, scenario)
+
+
+def assert_quantiles(ad, scenario):
+    """That a detector's quantiles are numpy's over its maps of the validation images."""
     maps = {"st": [], "ae": []}
     for sample in scenario.validation:
         x = pixels(Image.open(sample.path))
         with torch.no_grad():
             t, s, a = (ad.teacher(x) - ad.mu) / ad.sigma, ad.student(x), ad.autoencoder(x)
-        for name, d in (("st", t - s[:, :384]), ("ae", a - s[:, 384:])):
+        c = t.shape[1]
+        for name, d in (("st", t - s[:, :c]), ("ae", a - s[:, c:])):
             m = F.interpolate((d**2).mean(1, keepdim=True), (224, 224), mode="bilinear")
             maps[name].append(np.pad(m[0, 0].double().numpy(), 16, mode="edge"))
     expected = [np.quantile(maps[name], q) for name in ("st", "ae") for q in (0.9, 0.995)]
     np.testing.assert_allclose(ad.quantiles, expected, rtol=1e-4)
+
+
+def test_quantiles_are_numpys_over_the_validation_maps(trained, scenario):
+    assert_quantiles(trained[0], scenario)
 
 
 def test_the_saved_detector_is_the_trained_one(trained, drawn):
@@ -231,6 +253,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         finished = narrow()
         third = train(finished, scenario, schedule, pretraining, tmp_path, seed=SEED, log_every=1)
     np.testing.assert_array_equal(list(third.values()), list(row.values()))
+    assert not any(module.training for module in finished.modules())  # no dropout in its scores
     for name, value in whole.state_dict().items():
         assert torch.equal(finished.state_dict()[name], value), name
     with pytest.raises(RunError, match="other settings"):
@@ -240,6 +263,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     others = replace(scenario, train=scenario.train[::-1])
     with pytest.raises(RunError, match="train_names"):
         train(narrow(), others, schedule, pretraining, tmp_path, seed=SEED)
+
+
+def test_a_detector_that_lay_there_before_is_not_taken_for_the_runs(
+    narrow, scenario, pretraining, tmp_path
+):
+    """As after a kill between the last checkpoint and the detector."""
+    path = tmp_path / "detector.safetensors"
+    train(narrow(), scenario, TWO, pretraining, tmp_path, seed=SEED)
+    expected = path.read_bytes()
+    narrow(seed=5).save(path)
+    train(narrow(), scenario, TWO, pretraining, tmp_path, seed=SEED)
+    assert path.read_bytes() == expected
 
 
 def test_warm_up_trains_the_autoencoder_alone(narrow, scenario, pretraining):

@@ -98,8 +98,10 @@ def test_it_is_taken_only_inside_the_block_and_where_it_pays(monkeypatch):
         with minimal_filtering(False):
             convolution(large, weight, bias)
         assert len(calls) == 1
+        convolution(large, weight, bias)
+        assert len(calls) == 2  # the inner block has ended
     convolution(large, weight, bias)
-    assert len(calls) == 1
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 from .images import DataError, list_images, read_image, read_mask
 from .layouts import DATASETS, dataset_name, list_scenarios, open_folder
@@ -67,7 +66,8 @@ def open_scenario(
 
     Args:
         source: "solar-mono", "solar-poly", "tray" (drawn once, into data/tray), or the path of a
-            folder (see `layouts`).
+            folder: one with train/good, an object of VisA, or images of good parts alone, in it
+            and in folders below it (see `layouts`).
         include_graded: solar scenarios only: test on cells of uncertain defects too.
         validation_fraction: share of the training images to hold out for validation, where the
             scenario does not bring validation images.
@@ -82,7 +82,7 @@ def open_scenario(
     options = {"validation_fraction": validation_fraction, "seed": seed}
     if source in SOLAR_SCENARIOS:
         return open_solar(source, include_graded=include_graded, **options)
-    if source != "tray" and not Path(source).expanduser().exists():
+    if source != "tray" and not os.path.exists(os.path.expanduser(source)):
         raise DataError(
             f"'{source}' is neither a scenario ({', '.join(SCENARIOS)}) nor an existing "
             "folder: choose one of these names or the path of a folder that holds train/good."

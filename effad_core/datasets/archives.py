@@ -7,6 +7,7 @@ downloads them. With the archive on disk:
 """
 
 import argparse
+import errno
 import gzip
 import hashlib
 import lzma
@@ -25,7 +26,7 @@ from typing import BinaryIO
 
 from tqdm.auto import tqdm
 
-from .images import DataError
+from .images import DataError, printable
 from .layouts import dataset_name, list_scenarios
 
 # SHA-256 of the published archives by file name: anomalib's source lists them, and people who
@@ -42,9 +43,13 @@ PUBLISHED = {
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 OPENERS = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open}
 CHUNK = 2**20
+MAX_DEPTH, MAX_NAME = 64, 1000  # folders in a member's path, and its characters
+LEAST, MOST = 2**30, 64 * 2**30  # bytes that an archive may hold, whatever its size
+RATIO = 100  # of what it holds to its own size, between these two
 DAMAGED = (
     *(EOFError, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
     *(gzip.BadGzipFile, NotImplementedError, ValueError, struct.error),
+    *(OverflowError, IndexError, RecursionError, MemoryError),  # of headers that are forged
 )
 
 
@@ -53,7 +58,7 @@ def unpack(
     folder: str | os.PathLike,
     sha256: str | None = None,
     *,
-    max_bytes: int = 64 * 2**30,
+    max_bytes: int | None = None,
     max_members: int = 1_000_000,
 ) -> Path:
     """Unpack a .tar, .tar.gz, .tar.xz or .zip into a new folder: all of it, or nothing.
@@ -67,7 +72,8 @@ def unpack(
         folder: what to create; it may exist if it is empty.
         sha256: checksum that the archive must have; by default the published one, for archives
             with a name in `PUBLISHED`.
-        max_bytes: refuse archives that hold more.
+        max_bytes: refuse archives that hold more; by default 100 times their own size, at least
+            1 GiB and at most 64 GiB: images are compressed already.
         max_members: refuse archives of more files and folders.
 
     Returns:
@@ -75,8 +81,9 @@ def unpack(
 
     Raises:
         DataError: if the archive is missing, damaged, truncated, too large for these limits or
-            the disk, has another checksum, or holds a link, a device, a path that leads out of
-            the folder or one path twice; if the folder is not empty or cannot be written.
+            the disk, has another checksum, or holds a link, a device, a sparse file, a path that
+            leads out of the folder or one path twice; if the folder is not empty or cannot be
+            written.
     """
     archive, folder = Path(archive).expanduser(), Path(folder).expanduser()
     if not archive.is_file():
@@ -132,10 +139,12 @@ def _check_sha256(archive: Path, expected: str | None) -> None:
         )
 
 
-def _write(archive: Path, staging: Path, max_bytes: int, max_members: int) -> None:
+def _write(archive: Path, staging: Path, max_bytes: int | None, max_members: int) -> None:
     """Check and write one member after the other; stop at the first that is not harmless."""
-    _check_space(archive, staging, archive.stat().st_size)
-    written = 0
+    packed, written = archive.stat().st_size, 0
+    _check_space(archive, staging, packed)
+    if max_bytes is None:
+        max_bytes = min(max(LEAST, RATIO * packed), MOST)
     try:
         with archive.open("rb") as raw, _progress(archive) as progress:
             members = _zip_members if raw.read(4) in ZIP else _tar_members
@@ -160,17 +169,21 @@ def _write(archive: Path, staging: Path, max_bytes: int, max_members: int) -> No
                 with file, path.open("xb") as out:
                     shutil.copyfileobj(file, out, CHUNK)
                     written += out.tell()
+                    if out.tell() != size:
+                        raise EOFError(f"{out.tell()} bytes instead of {size}")
                 progress.update(raw.tell() - progress.n)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise DataError(
-            f"{archive} holds '{name}' twice, or as a file and a folder: download it again."
+            f"{archive} holds {name!r} twice, or as a file and a folder: download it again."
         ) from None
     except DataError:
         raise
-    except DAMAGED as error:
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # the disk's; an invalid argument is a place outside of the archive
         raise DataError(
             f"{archive} is truncated, damaged or no .tar, .tar.gz, .tar.xz or .zip archive "
-            f"({error}): download it again."
+            f"({' '.join(str(error).split())[:200]}): download it again."
         ) from None
 
 
@@ -188,6 +201,10 @@ def _tar_members(
             if not member.isdir() and not member.isreg():
                 kind = "link" if member.issym() or member.islnk() else "device"
                 _refuse_kind(archive, member.name, kind)
+            if member.issparse():  # its size is a claim that no byte stands behind
+                _refuse_kind(archive, member.name, "sparse file")
+            if member.size < 0:
+                raise tarfile.ReadError(f"a file of {member.size} bytes")
             _checked_name(archive, member.name)
             if hasattr(tarfile, "data_filter"):  # Python's own check, after ours
                 tarfile.data_filter(member, str(staging))
@@ -237,6 +254,11 @@ class _TarSource:
 def _checked_name(archive: Path, name: str) -> PurePosixPath:
     """The path of a member inside the folder."""
     path = PurePosixPath(name)
+    if len(path.parts) > MAX_DEPTH or len(name) > MAX_NAME or re.search(r"[\x01-\x1f\x7f]", name):
+        raise DataError(
+            f"{archive} holds {name[:60]!r}..., a path that is too long or has control characters: "
+            "do not use this archive, nothing was unpacked."
+        )
     if path.is_absolute() or ".." in path.parts or re.search(r"[\\\0]|^[A-Za-z]:", name):
         raise DataError(
             f"{archive} holds {name!r}, a path that can lead out of the folder: do not use this "
@@ -284,14 +306,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Interrupted: nothing was unpacked.", file=sys.stderr)
         return 130
-    print(f"unpacked {options.archive} into {folder}")
+    print(printable(f"unpacked {options.archive} into {folder}"))
     for root in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         try:
             found = list_scenarios(root)
         except DataError:
             continue
-        print(f"{dataset_name(root)}: {', '.join(path.name for path in found)}")
-        print(f'open one with open_scenario("{found[0].as_posix()}")')
+        print(printable(f"{dataset_name(root)}: {', '.join(path.name for path in found)}"))
+        print(printable(f'open one with open_scenario("{found[0].as_posix()}")'))
         return 0
     print("no scenario found in it: see data/README.md for the layouts")
     return 0

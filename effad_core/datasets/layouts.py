@@ -17,16 +17,18 @@ images may be good, which is an error.
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 
-from .images import SUFFIXES, DataError, list_images
+from .images import SUFFIXES, DataError, find_images, list_images, missing, refuse_folder
 from .loco import CONFIG, read_defect_kinds
 from .scenario import GOOD, Sample, Scenario, good_samples, hold_out
 from .visa import VISA, is_visa_object, open_visa, visa_objects
 
 SPLITS = ("train", "validation", "test", "ground_truth")
+NORMAL = (GOOD, "ok", "normal")
 VERDICTS = (  # words in a folder's name beside which other images are to be expected
-    *(GOOD, "ok", "normal", "bad", "ng", "nok", "abnormal", "anomaly", "anomalies", "anomalous"),
+    *(*NORMAL, "bad", "ng", "nok", "abnormal", "anomaly", "anomalies", "anomalous"),
     *("defect", "defects", "defective", "faulty", "mask", "masks"),
 )
 DATASETS = {  # name -> its scenarios
@@ -55,17 +57,18 @@ def open_folder(
 
     Raises:
         DataError: if the folder or a mask is missing, a folder is empty, images lie neither in
-            train/good nor in a folder of good images alone, or defects_config.json or VisA's table
-            cannot be used.
+            train/good nor in a folder of good images alone, they lie deeper than a layout has them,
+            two of them share a mask, or defects_config.json or VisA's table cannot be used.
     """
-    path = Path(path).expanduser()
-    if not _has_train_good(path) and is_visa_object(path):
-        return open_visa(path, validation_fraction=validation_fraction, seed=seed)
-    if not _has_train_good(path):
+    path = Path(os.path.expanduser(path))
+    if is_plain_folder(path):
         return _open_good_images(path, validation_fraction, seed)
-    train = good_samples(list_images(path / "train" / GOOD))
-    if (path / "validation").is_dir():
-        validation = good_samples(list_images(path / "validation" / GOOD))
+    _check_folder(path)
+    if not _has_train_good(path):
+        return open_visa(path, validation_fraction=validation_fraction, seed=seed)
+    train = good_samples(_images(path / "train" / GOOD))
+    if _is_folder(path / "validation"):
+        validation = good_samples(_images(path / "validation" / GOOD))
     else:
         train, validation = hold_out(train, validation_fraction, seed)
     return Scenario(
@@ -91,7 +94,7 @@ def list_scenarios(root: str | os.PathLike) -> list[Path]:
     Raises:
         DataError: if there is none.
     """
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
     _check_folder(root)
     if _has_train_good(root) or (is_visa_object(root) and root.name in visa_objects(root.parent)):
         return [root]
@@ -119,38 +122,74 @@ def dataset_name(root: str | os.PathLike) -> str:
     scenarios = list_scenarios(root)
     for name, members in DATASETS.items():
         if {path.name for path in scenarios} <= set(members) and (
-            name != "mvtec-loco" or all((path / "validation").is_dir() for path in scenarios)
+            name != "mvtec-loco" or all(os.path.isdir(path / "validation") for path in scenarios)
         ):
             return name
-    return Path(root).expanduser().resolve().name
+    return Path(os.path.expanduser(root)).resolve().name
+
+
+def is_plain_folder(path: str | os.PathLike) -> bool:
+    """Whether a folder has none of the layouts, so that all of its images are taken as good."""
+    path = Path(os.path.expanduser(path))
+    return os.path.isdir(path) and not _has_train_good(path) and not is_visa_object(path)
 
 
 def _scenarios(root: Path) -> list[Path]:
     objects = visa_objects(root)
-    return sorted(
+    return [
         child
-        for child in root.iterdir()
-        if not child.name.startswith(".")
-        and child.is_dir()
-        and (_has_train_good(child) or child.name in objects)
-    )
+        for child in _children(root)
+        if os.path.isdir(child) and (_has_train_good(child) or child.name in objects)
+    ]
 
 
 def _has_train_good(path: Path) -> bool:
-    return (path / "train" / GOOD).is_dir()
+    return os.path.isdir(path / "train" / GOOD)
+
+
+def _children(folder: Path) -> list[Path]:
+    """What lies in a folder, without hidden files, sorted."""
+    try:
+        return sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    except OSError as error:
+        refuse_folder(error)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is a folder; anything else in its place is an error."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        problem = missing(path) or "is a file, not a folder"
+        raise DataError(f"{path} {problem}: make it a folder, or remove it.")
+    return os.path.isdir(path)
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of a folder of a layout; one that lies deeper is an error."""
+    for image in find_images(folder, recursive=True):
+        if image.parent != folder:
+            raise DataError(
+                f"{image} lies in a folder below {folder}: move it up into {folder}, or away."
+            )
+    return list_images(folder)
 
 
 def _check_folder(path: Path) -> None:
-    if not path.is_dir():
-        problem = "is a file, not a folder" if path.exists() else "does not exist"
+    if not os.path.isdir(path):
+        problem = missing(path) or "is a file, not a folder"
         raise DataError(
             f"The dataset folder {path} {problem}: name a folder that holds train/{GOOD}, or "
             "images of good parts alone."
         )
 
 
-def _open_good_images(path: Path, validation_fraction: float, seed: int) -> Scenario:
-    """A folder without layout: all images in it and below it are of good parts."""
+def good_images(path: str | os.PathLike) -> list[Path]:
+    """The images of a folder without layout, in it and below it, all of good parts.
+
+    Raises:
+        DataError: if there is none, the folder holds several scenarios, or a folder's name says
+            that not all of the images may be good.
+    """
+    path = Path(os.path.expanduser(path))
     _check_folder(path)
     if scenarios := _scenarios(path):
         raise DataError(
@@ -158,28 +197,35 @@ def _open_good_images(path: Path, validation_fraction: float, seed: int) -> Scen
             f"(found {', '.join(child.name for child in scenarios)})."
         )
     good = path / "train" / GOOD
-    try:
-        images = list_images(path, recursive=True)
-    except DataError:
+    _is_folder(good)  # or a file is in its place, which is an error
+    images = find_images(path, recursive=True)
+    if not images:
         raise DataError(
             f"{path} has no train/{GOOD} and holds no image: create {good} and put images of good "
             "parts into it."
-        ) from None
+        )
     parents = {image.relative_to(path).parent for image in images}
     folders = sorted({name for parent in parents for name in parent.parts})
-    folders += [name for name in SPLITS if (path / name).is_dir() and name not in folders]
+    folders += [name for name in SPLITS if os.path.isdir(path / name) and name not in folders]
     for name in folders:
         if name.lower() in SPLITS:
             raise DataError(
                 f"{path} holds images and a folder {name}, but no train/{GOOD}: put the images of "
                 f"good parts into {good}, or name a folder that holds nothing else."
             )
+    for name in folders:
         if set(re.findall(r"[^\W\d_]+", name.lower())) & set(VERDICTS):
             raise DataError(
                 f"{path} holds images in a folder {name}, so that not all of them may show good "
                 f"parts: name the folder of the good ones, or put these into {good}."
             )
+    return images
+
+
+def _open_good_images(path: Path, validation_fraction: float, seed: int) -> Scenario:
+    images = good_images(path)
     train, validation = hold_out(good_samples(images), validation_fraction, seed)
+    parents = {image.relative_to(path).parent for image in images}
     below = sorted(parent.as_posix() for parent in parents if parent.parts)
     included = f" in it and in {', '.join(below[:5])}" if below else " in it"
     if len(below) > 5:
@@ -203,23 +249,33 @@ def _test_samples(path: Path) -> tuple[Sample, ...]:
                 f"{path / 'ground_truth' / name} has masks but there is no {path / 'test' / name}: "
                 "give both folders the same name."
             )
-    kinds = read_defect_kinds(path / CONFIG) if (path / CONFIG).exists() else ()
+    kinds = read_defect_kinds(path / CONFIG) if os.path.lexists(path / CONFIG) else ()
     samples = []
     for name in types:
-        images = list_images(path / "test" / name)
+        images = _images(path / "test" / name)
         if name == GOOD:
             samples += good_samples(images)
+        elif name.strip().lower() in NORMAL:
+            raise DataError(
+                f"{path / 'test' / name} would be taken as a kind of anomaly: rename it {GOOD} if "
+                "its parts are good, or else say what is wrong with them."
+            )
         elif name in truth:
-            masks = _masks_by_stem(path / "ground_truth" / name)
+            folder = path / "ground_truth" / name
+            masks, owners = _masks_by_stem(folder), {}
             for image in images:
-                if image.stem not in masks:
-                    folder = path / "ground_truth" / name
+                stem = _composed(image.stem)
+                if stem not in masks:
                     raise DataError(
                         f"The test image {image} has no mask: add "
                         f"{folder / f'{image.stem}_mask.png'}, or remove {folder} to evaluate "
                         "without masks."
                     )
-                samples.append(Sample(image, 1, name, masks[image.stem], kinds))
+                if owners.setdefault(stem, image) != image:
+                    raise DataError(
+                        f"{owners[stem]} and {image} would share a mask: give them different names."
+                    )
+                samples.append(Sample(image, 1, name, masks[stem], kinds))
         else:
             samples += [Sample(image, 1, name) for image in images]
     return tuple(samples)
@@ -227,24 +283,38 @@ def _test_samples(path: Path) -> tuple[Sample, ...]:
 
 def _subfolders(folder: Path) -> list[str]:
     """Names of the folders in test or ground_truth; images that lie beside them are an error."""
-    if not folder.is_dir():
+    if not _is_folder(folder):
         return []
-    children = sorted(child for child in folder.iterdir() if not child.name.startswith("."))
+    children = _children(folder)
     for child in children:
-        if child.suffix.lower() in SUFFIXES and not child.is_dir():
+        if problem := missing(child):
+            raise DataError(f"{child} {problem}: repair it, or remove it.")
+        if child.suffix.lower() in SUFFIXES and not os.path.isdir(child):
             raise DataError(
                 f"{child} lies directly in {folder.name}: move it into {folder}/<type>, where "
                 f"<type> is {GOOD} or the kind of anomaly."
             )
-    return [child.name for child in children if child.is_dir()]
+    return [child.name for child in children if os.path.isdir(child)]
 
 
 def _masks_by_stem(folder: Path) -> dict[str, tuple[Path, ...]]:
     """Mask files of ground_truth/<type> by the stem of their test image, in any of the layouts."""
     masks = {}
-    for child in sorted(folder.iterdir()):
-        if child.is_dir():
-            masks[child.name] = tuple(list_images(child))
-        elif child.suffix.lower() in SUFFIXES and not child.name.startswith("."):
-            masks[child.stem.removesuffix("_mask")] = (child,)
+    for child in _children(folder):
+        if os.path.isdir(child):
+            stem, found = child.name, tuple(list_images(child))
+        elif child.suffix.lower() in SUFFIXES:
+            stem, found = child.stem.removesuffix("_mask"), (child,)
+        else:
+            continue
+        if masks.setdefault(_composed(stem), found) != found:
+            raise DataError(
+                f"{child} and {masks[_composed(stem)][0]} are masks of the same test image {stem}: "
+                f"keep one, or put both into a folder {folder / stem}."
+            )
     return masks
+
+
+def _composed(name: str) -> str:
+    """A name as Unicode composes it: macOS may store one of the two files decomposed."""
+    return unicodedata.normalize("NFC", name)

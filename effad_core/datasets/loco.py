@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from reprlib import repr as brief  # a strange value may be long
 
 from .images import DataError
 from .scenario import DefectKind
@@ -24,6 +25,8 @@ def read_defect_kinds(path: Path) -> tuple[DefectKind, ...]:
         DataError: if the file is not JSON, or an entry is incomplete, of the wrong type, out of
             range, or has the pixel value of an earlier one.
     """
+    if not path.is_file() and not path.is_dir():  # a pipe would wait for ever
+        raise DataError(f"{path} is no regular file: copy it again from the dataset.")
     try:
         entries = json.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -50,13 +53,17 @@ def _kind(entry: object, where: str) -> DefectKind:
         raise DataError(f"{where} lacks {', '.join(missing)}: add what is missing.")
     name, value, threshold, relative = (entry[key] for key in KEYS)
     if not isinstance(name, str) or not name:
-        raise DataError(f"{where} has the defect_name {name!r}: write a text.")
+        raise DataError(f"{where} has the defect_name {brief(name)}: write a text.")
     if type(value) is not int or not 1 <= value <= 255:
-        raise DataError(f"{where} has the pixel_value {value!r}: write an integer in 1..255.")
+        raise DataError(f"{where} has the pixel_value {brief(value)}: write an integer in 1..255.")
     if type(relative) is not bool:
-        raise DataError(f"{where} has the relative_saturation {relative!r}: write true or false.")
+        raise DataError(
+            f"{where} has the relative_saturation {brief(relative)}: write true or false."
+        )
     highest = 1 if relative else sys.float_info.max
     if type(threshold) not in (int, float) or not 0 < threshold <= highest:
         allowed = "a share above 0, at most 1" if relative else "a number of pixels above 0"
-        raise DataError(f"{where} has the saturation_threshold {threshold!r}: write {allowed}.")
+        raise DataError(
+            f"{where} has the saturation_threshold {brief(threshold)}: write {allowed}."
+        )
     return DefectKind(name, value, float(threshold), relative)

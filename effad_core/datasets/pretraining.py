@@ -1,6 +1,7 @@
 """The images that stand in for ImageNet, and the stream of batches drawn from them."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from effad_core import files
 
 from .images import DataError, list_images, package_folder, read_image
 from .transforms import resize, to_tensor
@@ -23,6 +26,7 @@ PHOTOGRAPHS = (
     ),
     ("sklearn", "datasets/images", "china.jpg flower.jpg"),
 )
+IMAGENETTE = "imagenette2-320"  # the folder that its archive holds
 FEW = 100  # with fewer images than this, random crops replace whole images
 
 
@@ -282,14 +286,38 @@ def _photographs() -> list[Path]:
 
 def _imagenette(root: Path) -> list[Path]:
     """Training images of Imagenette at 320 pixels, downloaded by torchvision unless they exist."""
-    from torchvision.datasets import Imagenette
-
+    folder = root / IMAGENETTE
     try:
         root.mkdir(parents=True, exist_ok=True)
-        Imagenette(root, split="train", size="320px", download=True)
+        with files.locked(root / f".{IMAGENETTE}.lock", wait=True):
+            if not folder.exists():
+                _download(folder)
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"Imagenette could not be downloaded to {root} ({error}): connect to the internet, "
             f"or unpack imagenette2-320.tgz into {root}, or choose 'photographs'."
         ) from None
-    return list_images(root / "imagenette2-320" / "train", recursive=True)
+    return list_images(folder / "train", recursive=True)
+
+
+def _download(folder: Path) -> None:
+    """Unpack Imagenette beside `folder`, then move it there: torchvision takes half of it for all.
+
+    An archive that lies there is used if it is whole (torchvision compares its checksum).
+    """
+    from torchvision.datasets import Imagenette
+
+    archive = folder.with_name(f"{folder.name}.tgz")
+    staging = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(staging / folder.name, ignore_errors=True)  # of a killed process
+    staging.mkdir(exist_ok=True)
+    if archive.exists():
+        archive.replace(staging / archive.name)
+    try:
+        Imagenette(staging, split="train", size="320px", download=True)
+        files.sync_all(staging / folder.name)
+        (staging / folder.name).rename(folder)
+    finally:
+        if (staging / archive.name).exists():
+            (staging / archive.name).replace(archive)
+        shutil.rmtree(staging, ignore_errors=True)

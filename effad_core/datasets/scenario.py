@@ -211,14 +211,16 @@ def good_samples(paths: Iterable[Path]) -> tuple[Sample, ...]:
 
 
 def ranked_by_name(samples: Iterable[Sample], salt: str) -> list[Sample]:
-    """Order samples by the SHA-256 of "salt:file name": random, yet the same on every machine."""
+    """Order samples by the SHA-256 of "salt:file name": random, yet the same on every machine.
 
-    def rank(sample: Sample) -> tuple[str, str]:
-        name = unicodedata.normalize("NFC", sample.path.name)  # macOS may store names decomposed
-        digest = hashlib.sha256(f"{salt}:{name}".encode("utf-8", "surrogateescape")).hexdigest()
-        return digest, str(sample.path)
+    Files of one name in several folders follow one another, by the SHA-256 of their folders' names.
+    """
 
-    return sorted(samples, key=rank)
+    def digest(name: str) -> bytes:
+        name = unicodedata.normalize("NFC", name)  # macOS may store names decomposed
+        return hashlib.sha256(f"{salt}:{name}".encode("utf-8", "surrogateescape")).digest()
+
+    return sorted(samples, key=lambda sample: [*map(digest, reversed(sample.path.parts))])
 
 
 def evenly(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
@@ -233,7 +235,8 @@ def hold_out(
     """Hold validation images out of the training images.
 
     The choice depends on the file names and the seed alone: not on the order of the samples, the
-    machine, or the folder they lie in.
+    machine, or the folder they lie in. Images of one name in several folders, which may be views of
+    one part, are held out together as far as the fraction allows: at most one name is in both.
 
     Args:
         samples: the normal images to train on.

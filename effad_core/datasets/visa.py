@@ -23,13 +23,13 @@ COLUMNS = ("object", "split", "label", "image", "mask")
 
 def visa_objects(root: Path) -> set[str]:
     """Names of the objects in the split table of a VisA folder; empty if there is no table."""
-    return {row["object"] for _, row in _rows(root)} if (root / SPLIT_FILE).is_file() else set()
+    return {row["object"] for _, row in _rows(root)} if _has_table(root) else set()
 
 
 def is_visa_object(path: Path) -> bool:
     """Whether a folder lies beside VisA's split table."""
     path = Path(os.path.abspath(path))
-    return path.is_dir() and path.name != "split_csv" and (path.parent / SPLIT_FILE).is_file()
+    return os.path.isdir(path) and path.name != "split_csv" and _has_table(path.parent)
 
 
 def open_visa(path: Path, *, validation_fraction: float = 0.1, seed: int = 0) -> Scenario:
@@ -81,6 +81,10 @@ def open_visa(path: Path, *, validation_fraction: float = 0.1, seed: int = 0) ->
         source=f"{name} in the folder {root}, split by {SPLIT_FILE.as_posix()}",
         licence="CC BY 4.0" if name in VISA else "the licence of the images in that folder",
     )
+
+
+def _has_table(root: Path) -> bool:
+    return os.path.isfile(root / SPLIT_FILE)
 
 
 def _rows(root: Path) -> list[tuple[int, dict[str, str]]]:

@@ -163,6 +163,28 @@ def test_links_and_devices_in_a_zip(tmp_path, kind, word):
     assert f"'door', a {word}" in refused(tmp_path / "a.zip", tmp_path / "new")
 
 
+def test_names_that_are_no_names_of_images(tmp_path):
+    """Line breaks and colours for the terminal, and more folders than Python's own tools walk."""
+    deep = "/".join(["d"] * 1500)
+    for suffix in ("tar", "zip"):
+        for name in ("a\nb", "a\x1b[31m", "a\x7f", deep, "x" * 5000, "d/" * 65 + "x"):
+            message = refused(pack(tmp_path / f"a.{suffix}", {"first": b"1", name: b"2"}),
+                              tmp_path / "new")  # fmt: skip
+            assert "too long or has control characters" in message and len(message) < 400
+    steps = {"/".join("d" * n) + "/x": b"1" for n in (600, 1200, 1800)}
+    assert "too long" in refused(pack(tmp_path / "a.tar", steps), tmp_path / "new")
+    fine = {"d/" * 60 + "x": b"1", "A/b": b"2", "a/B": b"3", "\u202e": b"4", "e\u0301": b"5"}
+    assert len(contents(unpack(pack(tmp_path / "a.tar", fine), tmp_path / "new"))) == 5
+
+
+def test_a_name_of_bytes_that_are_no_characters(tmp_path, capsys):
+    """It is unpacked as it is, and said in a way that every terminal shows."""
+    files = {f"bottle\udcff/{name.partition('/')[2]}": data for name, data in BOTTLE.items()}
+    assert main([str(tar(tmp_path / "a.tar", files)), str(tmp_path / "new")]) == 0
+    assert "bottle\\udcff" in capsys.readouterr().out
+    assert os.listdir(os.fsencode(tmp_path / "new")) == [b"bottle\xff"]
+
+
 def test_a_path_that_comes_twice(tmp_path):
     pairs = ([("a", b"1"), ("a", b"2")], [("a", b"1"), ("a/b", b"2")], [("a/b", b"1"), ("a", b"2")])
     for number, members in enumerate(pairs):
@@ -203,6 +225,161 @@ def test_a_forged_header_does_not_fill_the_memory(tmp_path):
     with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as out:
         out.addfile(info, io.BytesIO(bytes(info.size)))
     assert "a header of" in refused(tmp_path / "a.tar.xz", tmp_path / "new")
+
+
+def header(name=b"a", size=0, kind=b"0", *parts):
+    """A tar's header byte by byte; a size that is no octal number is written as GNU tar does."""
+    block = bytearray(512)
+    fields = [(0, name), (100, b"0000644"), (156, kind), (257, b"ustar\x0000"), *parts]
+    fields.append((124, (size & (2**96 - 1) | (size >= 0) << 95).to_bytes(12, "big")))
+    for start, value in fields:
+        block[start : start + len(value)] = value
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+END = bytes(1024)
+
+
+def pax(**values):
+    """An extended header of these values; each counts its own length."""
+    lines = b""
+    for name, value in values.items():
+        line = f" {name}={value}\n"
+        length = len(line) + 2 if len(line) < 97 else len(line) + 3
+        lines += f"{length}{line}".encode()
+    return header(b"pax", len(lines), b"x") + lines.ljust(-(-len(lines) // 512) * 512, b"\0")
+
+
+FORGED = {
+    "a negative size": (header(size=-1024), "a file of -1024 bytes"),
+    "a folder's negative size": (header(size=-512, kind=b"5"), "a file of -512 bytes"),
+    "an extended negative size": (pax(size="-512") + header(), "a file of -512 bytes"),
+    "an extended endless size": (pax(size="9" * 30) + header(), "raise max_bytes"),
+    "a size beyond every disk": (header(size=2**80), "raise max_bytes"),
+    "a name of negative length": (header(b"././@LongLink", -512, b"L"), "a header of -512 bytes"),
+    "an extended path": (pax(path="../evil") + header(), "can lead out of the folder"),
+    "an extended number": (pax(**{"GNU.sparse.map": "0,a"}) + header(), "damaged"),
+    "a sparse file": (header(b"a", 0, b"S", (386, b"0" * 24), (483, b"7" * 11)), "a sparse file"),
+    "an extended sparse file": (pax(**{"GNU.sparse.map": "0,0"}) + header(), "a sparse file"),
+    "headers of headers": (pax(comment="x") * 800 + header(), "maximum recursion depth"),
+    "names of names": ((header(b"L", 2, b"L") + bytes(512)) * 800 + header(), "maximum recursion"),
+    "a sparse file that goes on after the end": (
+        header(b"a", 0, b"S", (386, b"0" * 24), (482, b"1" * 12)),
+        "damaged",
+    ),
+    "an unknown kind": (header(kind=b"Z"), "a device"),
+}
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_forged_tars(tmp_path, case):
+    content, word = FORGED[case]
+    (tmp_path / "a.tar").write_bytes(content + END * ("after the end" not in case))
+    assert word in refused(tmp_path / "a.tar", tmp_path / "new")
+    (tmp_path / "fine.tar").write_bytes(header(b"x") + END)  # a header written here is one
+    assert contents(unpack(tmp_path / "fine.tar", tmp_path / "fine")) == {"x": b""}
+
+
+def forged_zip(path, **places):
+    """A zip with one file of 1000 bytes, and these fields of its directory's entry changed."""
+    content = bytearray(pack(path, {"a": b"1" * 1000}).read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    for place, value in places.items():
+        start = entry + {"flags": 8, "method": 10, "size": 24, "offset": 42}[place]
+        content[start : start + len(value)] = value
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"size": (10**9).to_bytes(4, "little")}, "1000 bytes instead of 1000000000"),
+        ({"size": (10).to_bytes(4, "little")}, "damaged"),
+        ({"offset": (10**9).to_bytes(4, "little")}, "damaged"),
+        ({"method": b"\x63"}, "compression method"),
+        ({"flags": b"\x40"}, "strong encryption"),
+        ({"flags": b"\x20"}, "patched data"),
+    ],
+)
+def test_forged_zips(tmp_path, change, word):
+    archive = forged_zip(tmp_path / "a.zip", **change)
+    message = refused(archive, tmp_path / "new")
+    assert word in message and "check the disk" not in message
+
+
+def test_a_directory_that_begins_outside_of_the_zip(tmp_path):
+    content = bytearray(pack(tmp_path / "a.zip", {"a": b"1"}).read_bytes())
+    end = content.index(b"PK\x05\x06")
+    content[end + 16 : end + 20] = b"\xff\xff\xff\x7f"
+    (tmp_path / "a.zip").write_bytes(content)
+    assert "damaged" in refused(tmp_path / "a.zip", tmp_path / "new")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_archive_that_unpacks_to_far_more_than_its_size(tmp_path, monkeypatch, suffix):
+    """Images are compressed already: an archive of them holds about its own size."""
+    assert archives.LEAST == 2**30
+    monkeypatch.setattr(archives, "LEAST", 10**5)
+    archive = pack(tmp_path / f"a.{suffix}", {"a": bytes(10**6)})
+    if suffix == "tar":
+        assert len(contents(unpack(archive, tmp_path / "new"))["a"]) == 10**6
+        return
+    limit = max(10**5, 100 * archive.stat().st_size)
+    assert f"more than {limit} bytes: raise max_bytes" in refused(archive, tmp_path / "new")
+    assert unpack(archive, tmp_path / "new", max_bytes=10**6)
+
+
+@settings(
+    max_examples=80,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_forged_fields_whose_checksums_are_right(tmp_path, data):
+    """Damage alone is mostly noticed by a checksum; whoever means harm writes the right one."""
+    blocks = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        kind = data.draw(
+            st.sampled_from([b"0", b"0", b"5", b"1", b"2", b"L", b"K", b"S", b"x", b"g"])
+        )
+        size = data.draw(st.sampled_from([0, 1, 512, 700, -1, -512, 2**33, 2**70]))
+        name = data.draw(
+            st.sampled_from([b"a", b"b/c", b"..", b"/e", b"a/", b""]) | st.binary(max_size=9)
+        )
+        blocks.append(
+            header(
+                name,
+                size,
+                kind,
+                (257, data.draw(st.sampled_from([b"ustar\x0000", b"ustar  \0", b""]))),
+            )
+        )
+        lines = [
+            b"",
+            b"11 path=a/b\n",
+            b"12 size=-512\n",
+            b"9 path=..\n",
+            b"9999999 a=b\n",
+            b"0 =\n",
+        ]
+        if 0 < size < 2**20:
+            content = data.draw(st.sampled_from(lines) | st.binary(max_size=40))
+            blocks.append(content.ljust(-(-size // 512) * 512, b"\0"))
+    (tmp_path / "bad").write_bytes(b"".join(blocks) + data.draw(st.sampled_from([END, b""])))
+    folder = tmp_path / "new"
+    try:
+        unpack(tmp_path / "bad", folder)
+        assert all(path.resolve().is_relative_to(folder) for path in folder.rglob("*"))
+        assert not any(path.is_symlink() for path in folder.rglob("*"))
+    except DataError as error:
+        assert not folder.exists() and "\n" not in str(error)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
 def test_data_after_the_end(tmp_path):

@@ -200,7 +200,7 @@ def test_errors_name_the_folder(tmp_path, quick, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(DataError, match=r"full \(No space left on device\): free some space"):
+    with pytest.raises(DataError, match="full: the disk is full; free some space"):
         tray.write_tray(tmp_path / "full")
     assert [path.name for path in tmp_path.iterdir()] == ["tray"]
 

@@ -161,6 +161,7 @@ def test_an_interrupt_keeps_the_half_executed_notebook(course):
         ("", ["--profile", "fast"], "The profile 'fast' is unknown; choose one of quick."),
         ("", ["--only", "07"], "There is no notebook 07*.ipynb in "),
         ("", ["--data", "nowhere"], "nowhere is not a folder."),
+        ("", ["--output", __file__], "cannot be written: " + __file__ + ": File exists; free some"),
         ("common: {stepz: 1}", [], "sets 'stepz', which no notebook's parameters cell has"),
         ("01_one: {stepz: 1}", [], "sets 'stepz', which 01_one's parameters cell lacks"),
         ("02_two: {steps: 1}", [], "has a section '02_two', but there is no such notebook"),

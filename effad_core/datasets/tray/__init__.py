@@ -30,12 +30,16 @@ Structural anomalies (see `damage`) are masked pixel by pixel, and every pixel c
 
 import json
 import os
-import tempfile
+import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from effad_core import files
 
 from ..images import DataError
 from .scene import SPLITS, defects_config, draw
@@ -57,6 +61,8 @@ FOLDERS = {  # split of the drawing -> folder of its images
 def tray_folder(root: str | os.PathLike | None = None) -> Path:
     """The folder of the parts tray, drawn now if it is not there yet.
 
+    If another process is drawing it just now, this one waits for it.
+
     Args:
         root: the folder to put it into; the repository's `data` by default.
 
@@ -67,9 +73,10 @@ def tray_folder(root: str | os.PathLike | None = None) -> Path:
         DataError: as `write_tray`.
     """
     folder = (DATA if root is None else Path(root).expanduser()) / "tray"
-    stamp = _read_stamp(folder)
-    if stamp is None or stamp.get("version") != VERSION:
-        write_tray(folder)
+    if not _is_current(folder):
+        with _drawing(folder):
+            if not _is_current(folder):
+                _replace(folder, 0, COUNTS["train"], COUNTS["validation"], COUNTS["test"])
     return folder
 
 
@@ -95,23 +102,43 @@ def write_tray(
         DataError: if something else is in `folder` or it cannot be written.
     """
     folder = Path(folder).expanduser().absolute()
-    third = test // 3
-    numbers = train, validation, test - 2 * third, third, third
-    counts = dict(zip(SPLITS, numbers, strict=True))
+    with _drawing(folder):
+        _replace(folder, seed, train, validation, test, workers)
+
+
+@contextmanager
+def _drawing(folder: Path) -> Iterator[None]:
+    """Nobody else draws into `folder` meanwhile; what cannot be written is one sentence."""
     try:
         _check_target(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            fresh = Path(temporary) / "new"
-            _write(fresh, seed, counts, workers or os.cpu_count() or 1)
-            if folder.exists():
-                folder.rename(Path(temporary) / "old")
-            fresh.rename(folder)
+        with files.locked(folder.with_name(f".{folder.name}.lock"), wait=True):
+            yield
     except OSError as error:
         raise DataError(
-            f"The parts tray cannot be written to {folder} ({error.strerror or error}): free some "
-            "space or name a folder that can be written."
+            f"The parts tray cannot be written to {folder}: {files.reason(error)}, or name another "
+            "folder."
         ) from error
+
+
+def _replace(
+    folder: Path, seed: int, train: int, validation: int, test: int, workers: int | None = None
+) -> None:
+    """Draw beside `folder`, then move it there. A killed drawing is removed by the next one."""
+    third = test // 3
+    numbers = train, validation, test - 2 * third, third, third
+    counts = dict(zip(SPLITS, numbers, strict=True))
+    staging = folder.with_name(f".{folder.name}.drawing")
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        _write(staging / "new", seed, counts, workers or os.cpu_count() or 1)
+        files.sync_all(staging)
+        if folder.exists():
+            folder.rename(staging / "old")
+        (staging / "new").rename(folder)
+        files.sync(folder.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write(folder: Path, seed: int, counts: dict[str, int], workers: int) -> None:
@@ -151,6 +178,11 @@ def _check_target(folder: Path) -> None:
         raise DataError(
             f"{folder} holds something else than a drawn parts tray: name an empty or a new folder."
         )
+
+
+def _is_current(folder: Path) -> bool:
+    stamp = _read_stamp(folder)
+    return stamp is not None and stamp.get("version") == VERSION
 
 
 def _read_stamp(folder: Path) -> dict | None:

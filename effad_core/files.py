@@ -1,0 +1,162 @@
+"""Files that are whole or not there, and locks: what a kill or a full disk may leave on the disk.
+
+A file is written beside its place under a hidden name, forced onto the disk, and moved there. A
+lock belongs to the process that holds it: the system frees it when the process ends, killed or not.
+"""
+
+import errno
+import glob
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+WAIT = 0.1  # seconds between two looks at a lock that another holds
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a disk that has none
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file beside `path`, then move it there: `path` is never half-written.
+
+    Raises:
+        OSError: if it cannot be written; `path` is then what it was, and nothing lies beside it.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        sync(part)
+        os.replace(part, path)
+        sync(path.parent)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def remove_parts(folder: Path, name: str | None = None) -> None:
+    """Remove what `replace` was writing into `folder` in processes that were killed.
+
+    Args:
+        folder: exists.
+        name: of the file that was written; None: of any.
+    """
+    for part in folder.glob(f".{'*' if name is None else glob.escape(name)}.*.part"):
+        number = part.name.split(".")[-2]
+        if number.isdecimal() and not _lives(int(number)):
+            with suppress(OSError):  # Windows keeps what a living process has open
+                part.unlink()
+
+
+def _lives(process: int) -> bool:
+    if fcntl is None:  # Windows cannot be asked like this
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's list of names, onto the disk, so that a power cut keeps it."""
+    if not path.is_dir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        return
+    with suppress(OSError):  # not every system can do this with folders
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def sync_all(folder: Path) -> None:
+    """Force every file below `folder` onto the disk."""
+    if hasattr(os, "sync"):  # all disks at once: thousands of files one by one take minutes
+        os.sync()
+        return
+    for path in folder.rglob("*"):
+        sync(path)
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be written, and what to do about it."""
+    if error.errno in FULL:
+        return "the disk is full; free some space"
+    return f"{error.strerror or error}; check the folder and its permissions"
+
+
+@contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Hold the lock that the file `path` stands for while the block runs.
+
+    The file is made now and removed afterwards. One that a killed process left holds nothing.
+
+    Args:
+        path: in a folder that exists.
+        wait: until whoever holds it frees it.
+
+    Raises:
+        BlockingIOError: if another process, or another block of this one, holds it.
+        OSError: if the file cannot be made.
+    """
+    while (number := _lock(path)) is None:
+        if not wait:
+            raise BlockingIOError(errno.EAGAIN, "is locked", str(path))
+        time.sleep(WAIT)
+    try:
+        yield
+    finally:
+        try:
+            with suppress(OSError):  # while it is held; Windows lets it lie
+                path.unlink()
+        finally:
+            os.close(number)
+
+
+def _lock(path: Path) -> int | None:
+    """The descriptor of the locked file, None if another holds it."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        if _try_lock(number) and _is(path, number):
+            return number
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            warnings.warn(
+                f"the disk of {path.parent} has no locks: start nothing else there meanwhile",
+                stacklevel=4,
+            )
+            return number
+        os.close(number)
+        raise
+    os.close(number)
+    return None
+
+
+def _try_lock(number: int) -> bool:
+    try:
+        if fcntl:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _is(path: Path, number: int) -> bool:
+    """Whether the name still leads to the open file: who held it before has removed it."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(number))
+    return False
