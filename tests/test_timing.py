@@ -87,7 +87,8 @@ def test_the_table_and_the_paper(clocked):
 def test_the_command(narrow, tmp_path, capsys):
     path = tmp_path / "x.safetensors"
     narrow().save(path)
-    main([str(path), "--runs", "1", "--warm-up", "0", "--batch-size", "2"])
+    brief = ["--runs", "1", "--warm-up", "0", "--batch-size", "2", "--precision", "float32"]
+    main([str(path), *brief])
     assert "EfficientAD-S, float32" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"absent.safetensors does not exist"):
         main([str(tmp_path / "absent.safetensors")])
