@@ -27,7 +27,7 @@ tutorial: .venv/.installed ## Execute the notebooks [PROFILE=quick|laptop|paper]
 test: .venv/.installed ## Lint, unit tests, and the notebooks' checked outputs
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
-	$(BIN) -m pytest
+	OMP_NUM_THREADS=1 $(BIN) -m pytest -n 2 --dist loadfile
 	$(BIN) -m pytest -W default --nbval-lax --nbval-current-env notebooks
 
 lab: .venv/.installed ## Open the notebooks in JupyterLab
