@@ -281,6 +281,7 @@ def test_points_from_labels_by_hand():
     labels, scores = [0, 0, 1, 0, 1, 1], [1, 2, 3, 4, 5, 6]
     assert sweep(labels, scores)[0].tolist() == [6, 5.5, 4.5, 3.5, 2.5, 1.5, np.nextafter(1, 0)]
     assert max_f1(labels, scores).threshold == 2.5  # F1 6/7, above 4.5 only 4/5
+    assert for_recall(labels, scores, 0.01).threshold == 5.5  # one of them, not two
     assert for_recall(labels, scores, 2 / 3).threshold == 4.5
     assert for_recall(labels, scores, 0.67).threshold == 2.5
     assert for_recall(labels, scores, 1).threshold == 2.5
