@@ -15,7 +15,7 @@ PIP := -m pip install --disable-pip-version-check
 # JupyterLab's kernel is this environment's, whatever else is installed on the machine.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
-.PHONY: help tutorial test lab app site soak test-browser mutations tidy constraints clean python chromium
+.PHONY: help tutorial test test-oldest lab app site soak test-browser mutations tidy constraints clean python chromium
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,15 @@ test: .venv/.installed ## Lint, unit tests, and the notebooks' checked outputs
 	$(BIN) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN) -m pytest -n 2 --dist loadfile
 	$(BIN) -m pytest -W default --nbval-lax --nbval-current-env notebooks
+
+test-oldest: .venv/.installed ## Run the unit tests on the oldest versions that pyproject.toml admits
+	rm -rf build/oldest
+	mkdir -p build
+	$(BIN) tests/oldest.py > build/oldest.txt
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python $(PIP) --constraint build/oldest.txt setuptools
+	build/oldest/bin/python $(PIP) --constraint build/oldest.txt --no-build-isolation --editable '.[test,export]'
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -n 2 --dist loadfile -W default # of newer packages
 
 lab: .venv/.installed ## Open the notebooks in JupyterLab
 	$(BIN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks

@@ -483,7 +483,7 @@ for name, content, words in (
     ("noise", random.Random(0).randbytes(100_000), UNREAD),
     ("one byte", b"\x89", UNREAD),
     ("nothing", b"", "is empty (0 bytes)"),
-    ("avif", pillow(SMOOTH, "AVIF"), UNREAD),
+    ("avif", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(60), UNREAD),
     ("jpeg 2000", pillow(SMOOTH, "JPEG2000"), UNREAD),
     ("an icon", pillow(SMOOTH, "ICO"), UNREAD),
     ("targa", pillow(SMOOTH, "TGA"), UNREAD),
