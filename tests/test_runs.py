@@ -183,17 +183,22 @@ def test_a_damaged_log_is_taken_from_the_checkpoint(tmp_path, damage):
     assert path.read_bytes() == text.encode() == b"iteration,loss\n10,0.53125\n20,0.53125\n"
 
 
+def saved_checkpoint(folder, iteration):
+    """The file of a run of one step, saved as of `iteration`, its tensors and its header."""
+    run = new_run(folder)
+    run.resume()
+    step(run)
+    run.save(iteration)
+    path = folder / "checkpoint.safetensors"
+    return path, *read_tensors(path, "checkpoint")
+
+
 @pytest.mark.parametrize(
     "history",
     [b"", b"{}", b"[1]", b"\xff", b'{"log": 1, "window": []}', b'{"log": "", "window": 2}'],
 )
 def test_a_damaged_history_is_named(tmp_path, history):
-    run = new_run(tmp_path)
-    run.resume()
-    step(run)
-    run.save(1)
-    path = tmp_path / "checkpoint.safetensors"
-    tensors, header = read_tensors(path, "checkpoint")
+    path, tensors, header = saved_checkpoint(tmp_path, 1)
     tensors["history"] = torch.tensor(list(history), dtype=torch.uint8)
     write_tensors(path, tensors, header)
     with pytest.raises(RunError, match="checkpoint.safetensors has a damaged history"):
@@ -201,12 +206,7 @@ def test_a_damaged_history_is_named(tmp_path, history):
 
 
 def test_a_checkpoint_without_the_log_keeps_the_rows_that_belong_to_it(tmp_path):
-    run = new_run(tmp_path)
-    run.resume()
-    step(run)
-    run.save(20)
-    path = tmp_path / "checkpoint.safetensors"
-    tensors, header = read_tensors(path, "checkpoint")
+    path, tensors, header = saved_checkpoint(tmp_path, 20)
     del tensors["history"]
     write_tensors(path, tensors, header)
     for nothing in (lambda: None, (tmp_path / "log.csv").touch):
