@@ -5,9 +5,9 @@
 The plain one follows the pseudocode: float32, torch's default memory layout, each network on its
 own. ONNX Runtime, OpenVINO and anomalib's EfficientAd take part where they are installed (anomalib
 in an environment of its own, from which this file runs with PYTHONPATH=.). All take turns in one
-process on the same random images. The limit is what a direct convolution can reach: the FLOPs
-of the networks over the rate at which the largest layer of the PDN runs here, measured beside them;
-Winograd's way needs fewer multiplications and may pass it.
+process on the same random images. The limit is what direct convolutions in the same format can
+reach: the FLOPs of the networks over the rate at which the largest layer of the PDN runs here,
+measured beside them; Winograd's way needs fewer multiplications and may pass it.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from effad_core import EfficientAD
 from effad_core.costs import count
 from effad_core.costs.regression import EfficientAD as Networks
 from effad_core.datasets import normalise
-from effad_core.runs import RunError
+from effad_core.files import RunError
 from effad_core.timing import machine, untrained_detector
 
 BATCH = 4  # images of the layer that is the limit
@@ -108,14 +108,20 @@ def anomalib(size: str) -> dict[str, Callable[[Tensor], object]]:
     return {"anomalib, float32": lambda images: model(images.float() / 255)}
 
 
-def limit(detector: EfficientAD) -> Callable[[Tensor], object]:
-    """The PDN's second convolution alone, directly: most of the work of Algorithm 2."""
-    layer = detector.teacher[3]
+def direct_convolution(detector: EfficientAD, precision: str) -> tuple[Callable[[], object], int]:
+    """The PDN's second convolution alone, most of the work of Algorithm 2, and its FLOPs."""
+    layer, dtype = detector.teacher[3], getattr(torch, precision)
     with torch.inference_mode():
-        images = torch.rand(BATCH, layer.in_channels, 126, 126)
+        images = torch.rand(BATCH, layer.in_channels, 126, 126, dtype=dtype)
         images = images.contiguous(memory_format=torch.channels_last)
-        weight = layer.weight.contiguous(memory_format=torch.channels_last)
-    return lambda _: F.conv2d(images, weight, layer.bias)
+        weight = layer.weight.to(dtype, memory_format=torch.channels_last)
+        bias = layer.bias.to(dtype)
+
+    @torch.inference_mode()
+    def convolve() -> Tensor:
+        return F.conv2d(images, weight, bias)
+
+    return convolve, BATCH * 2 * layer.weight.numel() * 123**2
 
 
 def compare(size: str, rounds: int) -> None:
@@ -123,13 +129,15 @@ def compare(size: str, rounds: int) -> None:
     detector = untrained_detector(size)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     halves = bool(capabilities.get("avx512_bf16"))
-    precisions = ("float32", "float32-winograd", *(("bfloat16",) if halves else ()))
+    formats = ("float32", "bfloat16") if halves else ("float32",)
+    precisions = ("float32", "float32-winograd", *formats[1:])
+    limits = {p: direct_convolution(detector, p) for p in formats}
     ways = {
         "plain, float32": plain(detector),
         **{f"prepared, {p}": detector.prepare(precision=p).combined_maps for p in precisions},
         **exported(detector, halves),
         **anomalib(size),
-        "limit": limit(detector),
+        **{p: lambda _, convolve=convolve: convolve() for p, (convolve, _) in limits.items()},
     }
     images = torch.randint(256, (1, 3, 256, 256), dtype=torch.uint8)
     seconds = {name: [] for name in ways}
@@ -140,16 +148,16 @@ def compare(size: str, rounds: int) -> None:
                 way(images)
                 if round_number >= 2:  # the first two warm up
                     seconds[name].append(time.perf_counter() - start)
-    layer = detector.teacher[3]
-    rate = BATCH * 2 * layer.weight.numel() * 123**2 / min(seconds.pop("limit"))
+    rates = {p: work / min(seconds.pop(p)) for p, (_, work) in limits.items()}
     flops = count(lambda: Networks(size), 256)[1]
-    print(f"\nEfficientAD-{size[0].upper()}: {flops / 1e9:.1f} GFLOPs an image; direct "
-          f"convolution {rate / 1e9:.0f} GFLOP/s")  # fmt: skip
+    print(f"\nEfficientAD-{size[0].upper()}: {flops / 1e9:.1f} GFLOPs an image; direct convolution",
+          ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {p}" for p, rate in rates.items()))  # fmt: skip
     print(f"{'':28}ms an image  x plain  share of the limit")
     first = seconds["plain, float32"]
     for name, times in seconds.items():
         gain = statistics.median(p / t for p, t in zip(first, times, strict=True))
         took = statistics.median(times)
+        rate = rates["bfloat16" if name.endswith("bfloat16") else "float32"]
         print(f"{name:28}{1000 * took:11.0f}{gain:9.2f}{flops / took / rate:20.0%}")
 
 

@@ -2,11 +2,13 @@
 
     python benchmarks/spread.py
     python benchmarks/spread.py --checks
+    python benchmarks/spread.py --detector build/runs/RUN/detector.safetensors
 
 Trains short schedules on a part of a scenario, one change at a time, and compares each with the
 first; then computes the first one's maps in other ways. Finished trainings are taken up again.
 With --checks it executes the notebooks instead and says which share of its tolerance each of their
-comparisons uses. tests/README.md holds what was printed, and what the tolerances follow from.
+comparisons uses. With --detector it scores all test images of the scenario in each precision and
+compares the AU-ROCs. tests/README.md holds what was printed, and what the tolerances follow from.
 """
 
 import argparse
@@ -141,6 +143,22 @@ def rounding_table(detector: EfficientAD, part: Scenario) -> None:
         )
 
 
+def precision_table(detector: EfficientAD, scenario: Scenario) -> None:
+    """Print the image AU-ROC of a trained detector in each precision, as it is and prepared."""
+    print(f"{len(scenario.test)} test images")
+    print(f"{'image AU-ROC':<30}{'combined':>9}{'S-T':>9}{'AE':>9}{'largest difference':>20}")
+    first = None
+    for precision in ("float32", "float32-winograd", "bfloat16", "float16"):
+        for name, way in (("", detector), ("prepared, ", detector.prepare(precision=precision))):
+            if precision == "float16" and way is detector:  # `anomaly_maps` has no such precision
+                continue
+            areas = evaluate(way, scenario, precision, keep_maps=False).auroc()
+            first = first or areas
+            moves = max(abs(areas[m] - first[m]) for m in MAPS)
+            columns = "".join(f"{areas[m]:>9.4f}" for m in MAPS)
+            print(f"{name + precision:<30}{columns}{moves:>20.4f}", flush=True)
+
+
 def metrics_line() -> None:
     """Print how pixel metrics change with the order of the images."""
     rng = np.random.default_rng(0)
@@ -187,11 +205,15 @@ def main() -> None:
     parser.add_argument(
         "--checks", nargs="?", const="", metavar="5", help="the notebooks' comparisons alone"
     )
+    parser.add_argument("--detector", metavar="FILE", help="compare its AU-ROC in each precision")
     args = parser.parse_args()
     if args.checks is not None:
         checks(args.checks)
         return
     data = open_scenario(args.scenario)
+    if args.detector:
+        precision_table(EfficientAD.load(args.detector), data)
+        return
     kinds = [[s for s in data.test if s.label == label] for label in (0, 1)]
     part = replace(
         data,

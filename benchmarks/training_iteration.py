@@ -1,11 +1,13 @@
 """Seconds per training iteration: effad_core against a plain implementation of Algorithm 1.
 
-    python benchmarks/training_iteration.py
+    python benchmarks/training_iteration.py [--size small medium]
 
 The plain one follows the pseudocode word by word: float32, default memory layout, one pass of the
 student per image, all 768 channels each time, and `torch.quantile`. "Kept" has the teacher's output
-on the training image from memory, as the schedules for a CPU do. All take turns in one process on
-the same random images, so the ratios hold even where the machine's speed drifts.
+on the training image from memory, as the schedules for a CPU do. anomalib's EfficientAd takes part
+where it is installed (see inference.py). All take turns in one process on the same random images,
+so the ratios hold even where the machine's speed drifts. The limit is what direct convolutions in
+the same format can reach: the FLOPs of the iteration, counted, over inference.py's rate of them.
 """
 
 import argparse
@@ -14,11 +16,14 @@ import time
 from collections.abc import Callable
 
 import torch
+from inference import direct_convolution
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from effad_core import EfficientAD
 from effad_core.datasets import normalise
 from effad_core.precision import resolve_precision
+from effad_core.timing import machine
 from effad_core.training import Schedule, loss_terms
 
 
@@ -63,36 +68,90 @@ def core_iteration(
     return step
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=("small", "medium"), default="small")
-    parser.add_argument("--rounds", type=int, default=10)
-    args = parser.parse_args()
+def anomalib_iteration(size: str) -> dict[str, Callable]:
+    """The same with anomalib's networks and losses, if it is installed."""
+    try:
+        from anomalib.models.image.efficient_ad.torch_model import (
+            EfficientAdModel,
+            EfficientAdModelSize,
+        )
+    except ImportError:
+        return {}
+    model = EfficientAdModel(384, EfficientAdModelSize(size), padding=False).train()
+    weights = [*model.student.parameters(), *model.ae.parameters()]
+    optimizer = torch.optim.Adam(weights, lr=1e-4, weight_decay=1e-5)
 
+    def step(images: Tensor) -> None:
+        image, _, pretraining = (images / 255).split(1)  # it augments the image itself
+        loss = sum(model(image, pretraining))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return {"anomalib, float32": step}
+
+
+def flops(step: Callable, images: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step(images)
+    return counter.get_total_flops()
+
+
+def compare(size: str, rounds: int) -> None:
     def prepared(build: Callable, *extra: str | bool) -> Callable:
         torch.manual_seed(0)
-        detector = EfficientAD(args.size).train()
+        detector = EfficientAD(size).train()
         weights = [*detector.student.parameters(), *detector.autoencoder.parameters()]
         return build(detector, torch.optim.Adam(weights, lr=1e-4, weight_decay=1e-5), *extra)
 
     fastest = resolve_precision("auto", torch.device("cpu"))
-    variants = {"plain, float32": prepared(plain_iteration)}
+    steps = {"plain, float32": prepared(plain_iteration)}
     for precision in dict.fromkeys(("float32", fastest)):
-        variants[f"effad_core, {precision}"] = prepared(core_iteration, precision)
-        variants[f"effad_core, {precision}, kept"] = prepared(core_iteration, precision, True)
+        steps[f"effad_core, {precision}"] = prepared(core_iteration, precision)
+        steps[f"effad_core, {precision}, kept"] = prepared(core_iteration, precision, True)
+    steps |= anomalib_iteration(size)
+    formats = dict.fromkeys(("float32", fastest.removesuffix("-winograd")))
+    limits = {name: direct_convolution(EfficientAD(size), name) for name in formats}
     images = torch.randint(256, (3, 3, 256, 256), dtype=torch.uint8)
-    seconds = {name: [] for name in variants}
-    for round_number in range(args.rounds + 2):
-        for name, step in variants.items():
+    work = {name: flops(step, images) for name, step in steps.items()}
+    for (
+        name
+    ) in work:  # Winograd's way replaces direct convolutions, whose work is the float32 one's
+        work[name] = work[name.replace(fastest, "float32")]
+    seconds = {name: [] for name in steps | limits}
+    for round_number in range(rounds + 2):
+        for name, step in steps.items():
             start = time.perf_counter()
             step(images)
             if round_number >= 2:  # the first two warm up
                 seconds[name].append(time.perf_counter() - start)
-    print(f"EfficientAD ({args.size}), {torch.get_num_threads()} threads, {args.rounds} rounds")
+        for name, (convolve, _) in limits.items():
+            start = time.perf_counter()
+            convolve()
+            seconds[name].append(time.perf_counter() - start)
+    rates = {name: work / min(seconds.pop(name)) for name, (_, work) in limits.items()}
+    print(f"\nEfficientAD-{size[0].upper()}: direct convolution", end=" ")
+    print(", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in rates.items()))
+    print(f"{'':34}GFLOPs  s an iteration  x plain  share of the limit")
     plain = seconds["plain, float32"]
     for name, times in seconds.items():
-        ratio = statistics.median(p / t for p, t in zip(plain, times, strict=True))
-        print(f"{name:36} {statistics.median(times):7.3f} s per iteration   {ratio:5.2f} x plain")
+        gain = statistics.median(p / t for p, t in zip(plain, times, strict=True))
+        took = statistics.median(times)
+        rate = rates["bfloat16" if "bfloat16" in name else "float32"]
+        share = work[name] / took / rate
+        print(f"{name:32}{work[name] / 1e9:8.0f}{took:16.3f}{gain:9.2f}{share:20.0%}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--size", nargs="+", choices=("small", "medium"), default=["small", "medium"]
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    print(machine(torch.device("cpu")))
+    for size in args.size:
+        compare(size, args.rounds)
 
 
 if __name__ == "__main__":

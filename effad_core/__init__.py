@@ -13,7 +13,7 @@ _HOMES = {
     "OperatingPoint": "thresholds",
     "PatchDescriptionNetwork": "networks",
     "Prediction": "prediction",
-    "RunError": "runs",
+    "RunError": "files",
     "Sample": "datasets",
     "Scenario": "datasets",
     "Schedule": "training",

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effad_core.datasets.transforms import normalise
+from effad_core.files import RunError, one_line
 from effad_core.networks import (
     MIN_IMAGE_SIZE,
     PATCH_SIZE,
@@ -23,9 +24,9 @@ from effad_core.networks import (
 )
 from effad_core.precision import computing_in, resolve_precision
 from effad_core.prediction import Predictor
-from effad_core.runs import RunError, load_weights, one_line, read_tensors, write_tensors
 from effad_core.statistics import StreamQuantiles
 from effad_core.thresholds import OperatingPoint
+from effad_core.weights import load_weights, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from effad_core.inference import PreparedDetector

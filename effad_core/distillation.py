@@ -21,12 +21,14 @@ from effad_core import distributed
 from effad_core.backbones import BACKBONES, FeatureExtractor, open_extractor
 from effad_core.datasets.images import DataError
 from effad_core.datasets.pretraining import PretrainingImages, open_pretraining
+from effad_core.files import RunError
 from effad_core.memory import keep_freed_memory
 from effad_core.muon import KernelMuon
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.pairs import Pairs
 from effad_core.precision import PRECISIONS
-from effad_core.runs import Run, RunError, load_weights, read_tensors, write_tensors
+from effad_core.runs import Run
+from effad_core.weights import load_weights, read_tensors, write_tensors
 
 PRESETS = ("smoke", "quick", "laptop", "paper")
 TEACHER = "teacher.safetensors"
@@ -175,7 +177,8 @@ def distill(
         "start": start,
     }
     modules = {"teacher": network, "psi": psi}
-    with Run(run_dir, config, modules, optimizers, writes=distributed.is_first()) as run:
+    total, first = schedule.iterations, distributed.is_first()
+    with Run(run_dir, config, modules, optimizers, total, writes=first) as run:
         done, row = run.resume()
         distributed.wait()  # until all have read the checkpoint
         if done == 0:  # Algorithm 3, lines 2-12
@@ -217,7 +220,7 @@ def distill(
                 progress.set_postfix({k: f"{v:.3f}" for k, v in row.items() if k != "iteration"})
                 run.log(row)
                 run.window.clear()
-            run.after(iteration + 1, last)
+            run.after(iteration + 1)
 
         teacher.load_state_dict(network.state_dict())  # Algorithm 3, line 31
         if run.writes and not (done == schedule.iterations and _is_saved(run)):

@@ -20,9 +20,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from effad_core.datasets import Sample, Scenario, resize, to_tensor
+from effad_core.files import write_file, write_text
 from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
 from effad_core.prediction import Predictor, finite_scores
-from effad_core.runs import write_file, write_text
 
 MAPS = ("combined", "student-teacher", "autoencoder")
 KINDS = ("structural_anomalies", "logical_anomalies")  # MVTec LOCO's anomaly types

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from effad_core.detector import EfficientAD
+from effad_core.files import RunError
 from effad_core.inference import InferenceGraph
-from effad_core.runs import RunError
 
 OPSET = 18
 

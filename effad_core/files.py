@@ -24,6 +24,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a disk that has none
 
 
+class RunError(ValueError):
+    """A run's folder or one of its files cannot be used; the message names it and the remedy."""
+
+
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` write a file beside `path`, then move it there: `path` is never half-written.
 
@@ -39,6 +43,36 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a file beside `path`, then move it there.
+
+    Raises:
+        RunError: if it cannot be written; `path` is then what it was.
+    """
+    try:
+        replace(path, write)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {reason(error)}, and the same command goes on from "
+            "what it held before, which is kept"
+        ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    write_file(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def one_line(error: object) -> str:
+    """What an error says, on one line and at most 200 characters long: it may quote the file."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def remove_parts(folder: Path, name: str | None = None) -> None:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from effad_core.datasets import DataError, open_scenario
 from effad_core.detector import EfficientAD
 from effad_core.figures import map_panel
-from effad_core.runs import RunError, write_text
+from effad_core.files import RunError, write_text
 from effad_core.survey import (
     METHODS,
     Limits,

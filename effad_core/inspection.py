@@ -29,8 +29,8 @@ from effad_core.datasets import DataError, Sample, list_images, read_image
 from effad_core.datasets.images import printable
 from effad_core.detector import EfficientAD
 from effad_core.figures import ANOMALOUS, MAP_COLOURS
+from effad_core.files import RunError
 from effad_core.prediction import Prediction
-from effad_core.runs import RunError
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,8 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 
 from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
-from effad_core.runs import RunError, load_weights
+from effad_core.files import RunError
+from effad_core.weights import load_weights
 
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision)"
 

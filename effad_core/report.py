@@ -23,7 +23,7 @@ from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.layouts import good_images, is_plain_folder
 from effad_core.datasets.transforms import normalise, resize, to_tensor
 from effad_core.detector import EfficientAD
-from effad_core.runs import RunError
+from effad_core.files import RunError
 from effad_core.statistics import ChannelMoments, never_varies
 
 WEAK = 0.05  # deviations, in pretraining deviations

@@ -34,9 +34,10 @@ from effad_core.datasets import (
 )
 from effad_core.detector import EfficientAD
 from effad_core.evaluation import KINDS, METRICS, evaluate
-from effad_core.files import remove_parts
-from effad_core.runs import RunError, alone, fingerprint, write_text
+from effad_core.files import RunError, remove_parts, write_text
+from effad_core.runs import alone
 from effad_core.training import DETECTOR, PRESETS, Schedule, train
+from effad_core.weights import fingerprint
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "data" / "paper_results.json"

@@ -29,8 +29,8 @@ from torch import Tensor
 from effad_core.costs import METHODS, count
 from effad_core.costs.regression import EfficientAD as CountedNetworks
 from effad_core.detector import EfficientAD
+from effad_core.files import RunError
 from effad_core.inference import PreparedDetector
-from effad_core.runs import RunError
 from effad_core.sweep import PAPER, layout
 
 PAPER_GPU = "RTX A6000"  # of the paper's throughputs and memory

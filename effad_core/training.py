@@ -27,8 +27,9 @@ from effad_core.detector import EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 from effad_core.memory import keep_freed_memory
 from effad_core.precision import computing_in, resolve_precision
-from effad_core.runs import Run, fingerprint
+from effad_core.runs import Run
 from effad_core.statistics import channel_statistics
+from effad_core.weights import fingerprint
 
 DETECTOR = "detector.safetensors"
 TERMS = ("L_hard", "penalty", "L_AE", "L_STAE")
@@ -193,9 +194,9 @@ def train(
         weight_decay=schedule.weight_decay,
     )
     modules = {"student": student, "autoencoder": autoencoder}
-    with Run(run_dir, config, modules, {"optimizer": optimizer}) as run:
+    total_steps = schedule.autoencoder_iterations + schedule.iterations
+    with Run(run_dir, config, modules, {"optimizer": optimizer}, total_steps) as run:
         done, row = run.resume()
-        total_steps = schedule.autoencoder_iterations + schedule.iterations
         if done == total_steps and run.folder is not None and (run.folder / DETECTOR).exists():
             finished = EfficientAD.load(run.folder / DETECTOR)
             if finished.card.get("training") == run.config:  # not one that lay here before
@@ -266,7 +267,7 @@ def train(
                 progress.set_postfix({name: f"{row[name]:.3g}" for name in measured})
                 run.log(row)
                 run.window.clear()
-            run.after(step + 1, last)
+            run.after(step + 1)
         detector.eval()
 
         # Algorithm 1, lines 47-60

@@ -31,8 +31,8 @@ from effad_core.backbones import (
     top1_accuracy,
 )
 from effad_core.datasets import DataError
+from effad_core.files import RunError
 from effad_core.networks import PatchDescriptionNetwork
-from effad_core.runs import RunError
 
 SAMPLE = Path(
     os.environ.get("EFFAD_IMAGENET_SAMPLE")

@@ -11,9 +11,9 @@ from effad_core.datasets import DataError
 from effad_core.detector import place_cells
 from effad_core.distillation import save_teacher
 from effad_core.networks import Autoencoder, PatchDescriptionNetwork
-from effad_core.runs import write_tensors
 from effad_core.thresholds import max_f1, pixel_threshold, threshold_for_fpr
 from effad_core.training import Schedule
+from effad_core.weights import write_tensors
 
 
 def by_hand(ad, path):

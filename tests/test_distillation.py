@@ -21,7 +21,8 @@ from effad_core.distillation import PRESETS, held_out_loss, main
 from effad_core.muon import KernelMuon
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.pairs import Pairs
-from effad_core.runs import Run, read_tensors
+from effad_core.runs import Run
+from effad_core.weights import read_tensors
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]

@@ -15,7 +15,8 @@ from torch import nn
 
 from effad_core import EfficientAD, OperatingPoint, RunError, sweep
 from effad_core.distillation import main as distil
-from effad_core.runs import MAX_HEADER, Run, load_weights, read_tensors, write_tensors
+from effad_core.runs import Run
+from effad_core.weights import MAX_HEADER, load_weights, read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[1]
 KNOWN = {"__metadata__": {"effad": '{"kind": "thing"}'}}
@@ -319,7 +320,7 @@ def test_metrics_that_are_no_metrics_are_measured_again(tmp_path, capsys, value)
 def stepped(folder):
     """A run of a linear layer after one step, saved."""
     layer = nn.Linear(3, 2)
-    run = Run(folder, {}, {"net": layer}, {"adam": torch.optim.Adam(layer.parameters())})
+    run = Run(folder, {}, {"net": layer}, {"adam": torch.optim.Adam(layer.parameters())}, total=2)
     with run:
         run.resume()
         layer(torch.ones(1, 3)).sum().backward()

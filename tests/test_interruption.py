@@ -21,7 +21,8 @@ from effad_core import RunError, Schedule, files, sweep, train
 from effad_core.datasets import DataError, open_pretraining, tray
 from effad_core.distillation import main as distil
 from effad_core.files import locked, remove_parts
-from effad_core.runs import Run, read_tensors
+from effad_core.runs import Run
+from effad_core.weights import read_tensors
 
 SOAK = Path(__file__).parent / "soak" / "interruption.py"
 spec = importlib.util.spec_from_file_location("interruption", SOAK)
@@ -94,28 +95,28 @@ def test_the_same_checks_find_a_changed_byte_and_a_file_left_behind(trial):
 
 def new_run(folder):
     network = torch.nn.Linear(2, 2)
-    return Run(folder, {}, {"net": network}, {"adam": torch.optim.Adam(network.parameters())})
+    return Run(folder, {}, {"net": network}, {"adam": torch.optim.Adam(network.parameters())}, 3)
 
 
 def test_ctrl_c_lets_an_iteration_end_and_saves_it(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="2 iterations are in"), new_run(tmp_path) as run:
         run.resume()
-        run.after(1, last=False)
+        run.after(1)
         signal.raise_signal(signal.SIGINT)
         assert not (tmp_path / run.CHECKPOINT).exists()
-        run.after(2, last=False)
+        run.after(2)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     _, header = read_tensors(tmp_path / "checkpoint.safetensors", "checkpoint")
     assert header["iteration"] == 2
 
 
-@pytest.mark.parametrize("last", [None, False, True])
-def test_ctrl_c_is_immediate_outside_of_iterations_and_the_second_time(tmp_path, last):
+@pytest.mark.parametrize("done", [0, 1, 3])
+def test_ctrl_c_is_immediate_outside_of_iterations_and_the_second_time(tmp_path, done):
     with pytest.raises(KeyboardInterrupt), new_run(tmp_path) as run:
         run.resume()
-        if last is not None:
-            run.after(1, last)
-        if last is False:
+        if done:
+            run.after(done)
+        if done == 1:  # the second iteration of three is in progress
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("went on")
@@ -194,7 +195,7 @@ def test_a_second_run_in_a_folder_is_refused(narrow, scenario, pretraining, tmp_
         options = ["--profile", "smoke", "--hold-out", "1", "--run-dir", str(tmp_path)]
         with pytest.raises(SystemExit, match=message):
             distil([str(drawn[0].parent), *options])
-        second = Run(tmp_path, first.config, first.modules, first.optimizers, writes=False)
+        second = Run(tmp_path, {}, first.modules, first.optimizers, total=3, writes=False)
         with second:  # another process of the same training
             assert second.resume() == (0, {})
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]

@@ -11,8 +11,8 @@ from effad_core.evaluation import Evaluation
 from effad_core.explorer.choices import Choices
 from effad_core.inference import PreparedDetector
 from effad_core.prediction import Predictor
-from effad_core.runs import read_tensors, write_tensors
 from effad_core.statistics import ChannelMoments, channel_statistics, never_varies
+from effad_core.weights import read_tensors, write_tensors
 
 HARM = [np.nan, np.inf, -np.inf]
 

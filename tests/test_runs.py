@@ -8,8 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
-from effad_core import files, runs
-from effad_core.runs import Run, RunError, load_weights, read_tensors, write_tensors, write_text
+from effad_core import files, weights
+from effad_core.files import RunError, write_text
+from effad_core.runs import Run
+from effad_core.weights import load_weights, read_tensors, write_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
 
@@ -20,7 +22,7 @@ def new_run(folder, **config):
     network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     config = {"seed": 0, "schedule": {"lr": 0.1}} | config
-    return Run(folder, config, {"net": network}, {"optimizer": optimizer})
+    return Run(folder, config, {"net": network}, {"optimizer": optimizer}, total=20)
 
 
 def step(run):
@@ -64,7 +66,7 @@ def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, error, found
         raise error
 
     sentence = None if found is KeyboardInterrupt else "cannot be written: the disk is full; free"
-    monkeypatch.setattr(runs, "save_file", killed)
+    monkeypatch.setattr(weights, "save_file", killed)
     with pytest.raises(found, match=sentence):
         write_tensors(path, TENSORS, {"kind": "new"})
     if not isinstance(error, SafetensorError):
@@ -217,6 +219,26 @@ def test_a_checkpoint_without_the_log_keeps_the_rows_that_belong_to_it(tmp_path)
     assert (tmp_path / "log.csv").read_bytes() == b"iteration,loss\n10,0.5\n20,0.25\n"
 
 
+@pytest.mark.parametrize("log", ["iteration,loss\n20,x\n", "iteration,loss\n20\n", "\n1,2\n"])
+def test_a_log_of_something_else_is_named(tmp_path, log):
+    path, tensors, header = saved_checkpoint(tmp_path, 20)
+    history = json.dumps({"log": log, "window": []}).encode()
+    write_tensors(
+        path, tensors | {"history": torch.tensor(list(history), dtype=torch.uint8)}, header
+    )
+    with pytest.raises(RunError, match=f"^{tmp_path} holds a damaged log; delete that folder"):
+        new_run(tmp_path).resume()
+
+
+@pytest.mark.parametrize("iteration", [-1, 21, 2**80])
+def test_an_iteration_that_the_run_does_not_have_is_refused(tmp_path, iteration):
+    path, tensors, header = saved_checkpoint(tmp_path, 20)
+    write_tensors(path, tensors, header | {"iteration": iteration})
+    message = f"checkpoint.safetensors is damaged: it is of iteration {iteration} of 20; copy it"
+    with pytest.raises(RunError, match=message):
+        new_run(tmp_path).resume()
+
+
 def test_checkpoint_before_the_first_row_of_the_log(tmp_path):
     run = new_run(tmp_path)
     run.resume()
@@ -265,10 +287,10 @@ def test_checkpoint_cut_short_or_with_a_damaged_header(tmp_path):
 def test_checkpoints_come_when_it_is_time(tmp_path):
     run = new_run(tmp_path)
     run.resume()
-    run.after(1, last=False)
+    run.after(1)
     assert not (tmp_path / "checkpoint.safetensors").exists()
-    run.after(2, last=True)
-    assert new_run(tmp_path).resume()[0] == 2
+    run.after(20)  # the last one
+    assert new_run(tmp_path).resume()[0] == 20
     run.save_seconds = 0
-    run.after(3, last=False)
+    run.after(3)
     assert new_run(tmp_path).resume()[0] == 3

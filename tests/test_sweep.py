@@ -11,7 +11,7 @@ from PIL import Image
 from effad_core import EfficientAD, PatchDescriptionNetwork, Schedule, sweep
 from effad_core.datasets import DATASETS, DataError
 from effad_core.distillation import save_teacher
-from effad_core.runs import fingerprint
+from effad_core.weights import fingerprint
 
 
 def scenario_folder(folder, drawn):

@@ -23,8 +23,9 @@ from effad_core.datasets import (
     to_tensor,
 )
 from effad_core.networks import Autoencoder
-from effad_core.runs import Run, read_tensors
+from effad_core.runs import Run
 from effad_core.training import loss_terms
+from effad_core.weights import read_tensors
 
 TWO = Schedule.paper(iterations=2)
 SEED = 7

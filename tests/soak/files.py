@@ -83,7 +83,7 @@ def new_run(folder: Path):
     torch.manual_seed(0)
     network = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(network.parameters())
-    return Run(folder, {"seed": 0, "lr": [0.1, None]}, {"net": network}, {"adam": optimizer})
+    return Run(folder, {"seed": 0, "lr": [0.1]}, {"net": network}, {"adam": optimizer}, total=2)
 
 
 def write_originals(folder: Path) -> None:

@@ -190,7 +190,7 @@ class Stop:
     def install(self) -> None:
         import torch
 
-        from effad_core import runs
+        from effad_core import weights
 
         changes = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
@@ -209,8 +209,8 @@ class Stop:
             write(*arguments, **options)
             self.point()
 
-        save_file, write_text = runs.save_file, Path.write_text
-        runs.save_file = lambda tensors, path, **options: in_the_middle(
+        save_file, write_text = weights.save_file, Path.write_text
+        weights.save_file = lambda tensors, path, **options: in_the_middle(
             save_file, path, tensors, path, **options
         )
         Path.write_text = lambda path, *arguments, **options: in_the_middle(
@@ -347,7 +347,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def check_stopped(task: str, folder: Path, stop: str, result: dict, first: dict, whole: dict):
     """What a stopped run leaves is whole, as far as it goes."""
-    from effad_core.runs import read_tensors
+    from effad_core.weights import read_tensors
 
     assert result["end"] in ENDS[stop], result
     found = contents(folder)
