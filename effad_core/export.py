@@ -63,7 +63,7 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
         (example,),
         input_names=["image"],
         output_names=["map", "score"],
-        dynamic_shapes={"image": {0: torch.export.Dim("n", min=1)}},
+        dynamic_shapes={"image": {0: torch.export.Dim.DYNAMIC}},
         opset_version=OPSET,
         dynamo=True,
         verbose=False,

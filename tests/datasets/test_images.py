@@ -4,6 +4,7 @@ import io
 import os
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -121,12 +122,19 @@ def test_other_floats_are_refused(tmp_path, value):
     assert "0..1" in sentence(error, path)
 
 
-@pytest.mark.parametrize(("mode", "white"), [("LAB", (255, 128, 128)), ("YCbCr", (255, 128, 128))])
-def test_other_colour_spaces(tmp_path, mode, white):
-    Image.new(mode, (4, 4), white).save(tmp_path / "a.tif")
-    with Image.open(tmp_path / "a.tif") as stored:
+@pytest.mark.parametrize("mode", ["LAB", "YCbCr"])
+def test_other_colour_spaces(tmp_path, mode):
+    path = tmp_path / "a.tif"
+    Image.new(mode, (4, 4), (255, 128, 128)).save(path)  # white
+    with Image.open(path) as stored:
+        if stored.mode == "RGB":  # Pillow before 13 expects the pixels of a YCbCr TIFF elsewhere
+            assert mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13
+            with pytest.raises(DataError) as error:
+                read(path)
+            assert "truncated" in sentence(error, path)
+            return
         assert stored.mode == mode
-    assert read(tmp_path / "a.tif").min() >= 253
+    assert read(path).min() >= 253
 
 
 # EXIF orientation -> what numpy does to the stored array to set it upright
