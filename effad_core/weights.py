@@ -3,16 +3,14 @@
 Files are safetensors with a JSON header: nothing is ever unpickled.
 """
 
-import errno
 import json
-import re
 from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from effad_core.files import RunError, one_line, write_file
@@ -28,15 +26,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping) ->
         RunError: if it cannot be written.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-    def write(part: Path) -> None:
-        try:
-            save_file(contiguous, part, metadata={"effad": json.dumps(header)})
-        except SafetensorError as error:  # "... No space left on device (os error 28)"
-            code = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(code[1]) if code else errno.EIO, one_line(error)) from None
-
-    write_file(path, write)
+    content = save(contiguous, metadata={"effad": json.dumps(header)})
+    write_file(path, lambda part: part.write_bytes(content))  # save_file leaves .tmp* if killed
 
 
 def read_tensors(path: str | Path, kind: str, **entries: type) -> tuple[dict[str, Tensor], dict]:

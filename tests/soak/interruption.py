@@ -190,8 +190,6 @@ class Stop:
     def install(self) -> None:
         import torch
 
-        from effad_core import weights
-
         changes = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
         def changed(event: str, details: tuple) -> None:
@@ -209,10 +207,8 @@ class Stop:
             write(*arguments, **options)
             self.point()
 
-        save_file, write_text = weights.save_file, Path.write_text
-        weights.save_file = lambda tensors, path, **options: in_the_middle(
-            save_file, path, tensors, path, **options
-        )
+        write_bytes, write_text = Path.write_bytes, Path.write_text
+        Path.write_bytes = lambda path, content: in_the_middle(write_bytes, path, path, content)
         Path.write_text = lambda path, *arguments, **options: in_the_middle(
             write_text, path, path, *arguments, **options
         )
@@ -345,8 +341,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def check_stopped(task: str, folder: Path, stop: str, result: dict, first: dict, whole: dict):
-    """What a stopped run leaves is whole, as far as it goes."""
+def check_stopped(
+    task: str, folder: Path, stop: str, result: dict, before: set, first: dict, whole: dict
+):
+    """What a stopped run leaves is whole, as far as it goes.
+
+    Args:
+        task, folder, stop, result: of the attempt.
+        before: names of the hidden files that an earlier stop left, perhaps of a run of the sweep
+            that this attempt did not come to.
+        first, whole: contents before the first attempt, and of a run that was not stopped.
+    """
     from effad_core.weights import read_tensors
 
     assert result["end"] in ENDS[stop], result
@@ -354,7 +359,7 @@ def check_stopped(task: str, folder: Path, stop: str, result: dict, first: dict,
     for name, content in found.items():
         hidden = any(part.startswith(".") for part in Path(name).parts)
         removed = {"kill": False, "ctrl-c": name.endswith(".part"), "full": hidden}
-        assert not removed[stop], f"{name} was left behind"
+        assert not removed[stop] or name in before, f"{name} was left behind"
         if hidden or task == "tray":
             continue
         if name.endswith(".safetensors"):
@@ -404,6 +409,7 @@ class Trial:
             Whether it was stopped (a run that goes on may have fewer points than asked for).
         """
         folder = self.work / "run"
+        before = {name for name in contents(folder) if Path(name).name.startswith(".")}
         if timed:
             result = self.server.attempt(self.task, folder, seconds=rng.uniform(0, self.seconds))
         else:
@@ -411,7 +417,7 @@ class Trial:
         if result["end"] == "done":
             self.compare(folder)
             return False
-        check_stopped(self.task, folder, kind, result, self.first, self.whole)
+        check_stopped(self.task, folder, kind, result, before, self.first, self.whole)
         self.stops[f"{kind} after a random time" if timed else kind] += 1
         return True
 
