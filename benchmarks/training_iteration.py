@@ -113,11 +113,9 @@ def compare(size: str, rounds: int) -> None:
     formats = dict.fromkeys(("float32", fastest.removesuffix("-winograd")))
     limits = {name: direct_convolution(EfficientAD(size), name) for name in formats}
     images = torch.randint(256, (3, 3, 256, 256), dtype=torch.uint8)
-    work = {name: flops(step, images) for name, step in steps.items()}
-    for (
-        name
-    ) in work:  # Winograd's way replaces direct convolutions, whose work is the float32 one's
-        work[name] = work[name.replace(fastest, "float32")]
+    counted = {name: flops(step, images) for name, step in steps.items()}
+    # Winograd's multiplications are fewer than those of the convolutions that they stand for
+    work = {name: counted[name.replace(fastest, "float32")] for name in steps}
     seconds = {name: [] for name in steps | limits}
     for round_number in range(rounds + 2):
         for name, step in steps.items():
