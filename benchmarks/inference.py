@@ -10,16 +10,15 @@ reach: the FLOPs of the networks over the rate at which the largest layer of the
 measured beside them; Winograd's way needs fewer multiplications and may pass it.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import turns
 from torch import Tensor
 
 from effad_core import EfficientAD
@@ -27,9 +26,7 @@ from effad_core.costs import count
 from effad_core.costs.regression import EfficientAD as Networks
 from effad_core.datasets import normalise
 from effad_core.files import RunError
-from effad_core.timing import machine, untrained_detector
-
-BATCH = 4  # images of the layer that is the limit
+from effad_core.timing import untrained_detector
 
 
 def plain(detector: EfficientAD) -> Callable[[Tensor], object]:
@@ -67,15 +64,15 @@ def openvino(path: Path, halves: bool) -> dict[str, Callable[[Tensor], object]]:
         from openvino import Core
     except ImportError:
         return {}
-    ways = {}
+    models = {}
     for name, hint in {"float32": "f32", **({"bfloat16": "bf16"} if halves else {})}.items():
         settings = {
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         model = Core().compile_model(path, "CPU", settings)
-        ways[f"OpenVINO, {name}"] = lambda images, model=model: model(pixels(images))
-    return ways
+        models[f"OpenVINO, {name}"] = lambda images, model=model: model(pixels(images))
+    return models
 
 
 def pixels(images: Tensor) -> np.ndarray:
@@ -108,69 +105,29 @@ def anomalib(size: str) -> dict[str, Callable[[Tensor], object]]:
     return {"anomalib, float32": lambda images: model(images.float() / 255)}
 
 
-def direct_convolution(detector: EfficientAD, precision: str) -> tuple[Callable[[], object], int]:
-    """The PDN's second convolution alone, most of the work of Algorithm 2, and its FLOPs."""
-    layer, dtype = detector.teacher[3], getattr(torch, precision)
-    with torch.inference_mode():
-        images = torch.rand(BATCH, layer.in_channels, 126, 126, dtype=dtype)
-        images = images.contiguous(memory_format=torch.channels_last)
-        weight = layer.weight.to(dtype, memory_format=torch.channels_last)
-        bias = layer.bias.to(dtype)
-
-    @torch.inference_mode()
-    def convolve() -> Tensor:
-        return F.conv2d(images, weight, bias)
-
-    return convolve, BATCH * 2 * layer.weight.numel() * 123**2
-
-
-def compare(size: str, rounds: int) -> None:
+def ways(size: str) -> dict[str, Callable[[], object]]:
+    """By name; each predicts the same image."""
     torch.manual_seed(0)
     detector = untrained_detector(size)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     halves = bool(capabilities.get("avx512_bf16"))
-    formats = ("float32", "bfloat16") if halves else ("float32",)
-    precisions = ("float32", "float32-winograd", *formats[1:])
-    limits = {p: direct_convolution(detector, p) for p in formats}
-    ways = {
+    precisions = ("float32", "float32-winograd", *(("bfloat16",) if halves else ()))
+    found = {
         "plain, float32": plain(detector),
         **{f"prepared, {p}": detector.prepare(precision=p).combined_maps for p in precisions},
         **exported(detector, halves),
         **anomalib(size),
-        **{p: lambda _, convolve=convolve: convolve() for p, (convolve, _) in limits.items()},
     }
-    images = torch.randint(256, (1, 3, 256, 256), dtype=torch.uint8)
-    seconds = {name: [] for name in ways}
-    with torch.inference_mode():
-        for round_number in range(rounds + 2):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way(images)
-                if round_number >= 2:  # the first two warm up
-                    seconds[name].append(time.perf_counter() - start)
-    rates = {p: work / min(seconds.pop(p)) for p, (_, work) in limits.items()}
-    flops = count(lambda: Networks(size), 256)[1]
-    print(f"\nEfficientAD-{size[0].upper()}: {flops / 1e9:.1f} GFLOPs an image; direct convolution",
-          ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {p}" for p, rate in rates.items()))  # fmt: skip
-    print(f"{'':28}ms an image  x plain  share of the limit")
-    first = seconds["plain, float32"]
-    for name, times in seconds.items():
-        gain = statistics.median(p / t for p, t in zip(first, times, strict=True))
-        took = statistics.median(times)
-        rate = rates["bfloat16" if name.endswith("bfloat16") else "float32"]
-        print(f"{name:28}{1000 * took:11.0f}{gain:9.2f}{flops / took / rate:20.0%}")
+    image = torch.randint(256, (1, 3, 256, 256), dtype=torch.uint8)
+    return {name: torch.inference_mode()(partial(way, image)) for name, way in found.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--size", nargs="+", choices=("small", "medium"), default=["small", "medium"]
-    )
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
-    print(machine(torch.device("cpu")))
+    args = turns.arguments(__doc__)
     for size in args.size:
-        compare(size, args.rounds)
+        flops = count(lambda size=size: Networks(size), 256)[1]
+        taking_part = ways(size)
+        turns.compare(size, taking_part, dict.fromkeys(taking_part, flops), args.rounds)
 
 
 if __name__ == "__main__":

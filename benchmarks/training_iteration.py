@@ -7,23 +7,21 @@ student per image, all 768 channels each time, and `torch.quantile`. "Kept" has 
 on the training image from memory, as the schedules for a CPU do. anomalib's EfficientAd takes part
 where it is installed (see inference.py). All take turns in one process on the same random images,
 so the ratios hold even where the machine's speed drifts. The limit is what direct convolutions in
-the same format can reach: the FLOPs of the iteration, counted, over inference.py's rate of them.
+the same format can reach: the FLOPs of the iteration, counted, over the rate at which the largest
+layer of the PDN runs here, measured beside them.
 """
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from inference import direct_convolution
+import turns
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from effad_core import EfficientAD
 from effad_core.datasets import normalise
 from effad_core.precision import resolve_precision
-from effad_core.timing import machine
 from effad_core.training import Schedule, loss_terms
 
 
@@ -97,7 +95,9 @@ def flops(step: Callable, images: Tensor) -> int:
     return counter.get_total_flops()
 
 
-def compare(size: str, rounds: int) -> None:
+def ways(size: str, images: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
+    """Training steps by name, and the FLOPs of each."""
+
     def prepared(build: Callable, *extra: str | bool) -> Callable:
         torch.manual_seed(0)
         detector = EfficientAD(size).train()
@@ -110,46 +110,17 @@ def compare(size: str, rounds: int) -> None:
         steps[f"effad_core, {precision}"] = prepared(core_iteration, precision)
         steps[f"effad_core, {precision}, kept"] = prepared(core_iteration, precision, True)
     steps |= anomalib_iteration(size)
-    formats = dict.fromkeys(("float32", fastest.removesuffix("-winograd")))
-    limits = {name: direct_convolution(EfficientAD(size), name) for name in formats}
-    images = torch.randint(256, (3, 3, 256, 256), dtype=torch.uint8)
     counted = {name: flops(step, images) for name, step in steps.items()}
     # Winograd's multiplications are fewer than those of the convolutions that they stand for
     work = {name: counted[name.replace(fastest, "float32")] for name in steps}
-    seconds = {name: [] for name in steps | limits}
-    for round_number in range(rounds + 2):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step(images)
-            if round_number >= 2:  # the first two warm up
-                seconds[name].append(time.perf_counter() - start)
-        for name, (convolve, _) in limits.items():
-            start = time.perf_counter()
-            convolve()
-            seconds[name].append(time.perf_counter() - start)
-    rates = {name: work / min(seconds.pop(name)) for name, (_, work) in limits.items()}
-    print(f"\nEfficientAD-{size[0].upper()}: direct convolution", end=" ")
-    print(", ".join(f"{rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in rates.items()))
-    print(f"{'':34}GFLOPs  s an iteration  x plain  share of the limit")
-    plain = seconds["plain, float32"]
-    for name, times in seconds.items():
-        gain = statistics.median(p / t for p, t in zip(plain, times, strict=True))
-        took = statistics.median(times)
-        rate = rates["bfloat16" if "bfloat16" in name else "float32"]
-        share = work[name] / took / rate
-        print(f"{name:32}{work[name] / 1e9:8.0f}{took:16.3f}{gain:9.2f}{share:20.0%}", flush=True)
+    return {name: partial(step, images) for name, step in steps.items()}, work
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--size", nargs="+", choices=("small", "medium"), default=["small", "medium"]
-    )
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
-    print(machine(torch.device("cpu")))
+    args = turns.arguments(__doc__)
+    images = torch.randint(256, (3, 3, 256, 256), dtype=torch.uint8)
     for size in args.size:
-        compare(size, args.rounds)
+        turns.compare(size, *ways(size, images), args.rounds)
 
 
 if __name__ == "__main__":
