@@ -27,7 +27,7 @@ from effad_core.muon import KernelMuon
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.pairs import Pairs
 from effad_core.precision import PRECISIONS
-from effad_core.runs import Run
+from effad_core.runs import Run, settled_precision
 from effad_core.weights import load_weights, read_tensors, write_tensors
 
 PRESETS = ("smoke", "quick", "laptop", "paper")
@@ -159,6 +159,10 @@ def distill(
         )
     keep_freed_memory()
     device = next(teacher.parameters()).device
+    precision = settled_precision(schedule.precision, device, run_dir)
+    chosen = torch.tensor(PRECISIONS.index(precision), device=device)
+    distributed.share(chosen)  # all processes compute as the first
+    schedule = replace(schedule, precision=PRECISIONS[chosen])
     network = _copy(teacher, schedule.padding)
     pairs = Pairs(extractor, schedule, device, workers)
     psi = nn.Module()  # mu^Psi and sigma^Psi, which a resumed run takes from its checkpoint

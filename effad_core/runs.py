@@ -1,6 +1,7 @@
 """A run is a folder: config.json, log.csv and a checkpoint from which training resumes exactly."""
 
 import json
+import os
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from effad_core import files
 from effad_core.files import RunError, write_text
+from effad_core.precision import PRECISIONS, resolve_precision
 from effad_core.weights import load_state, load_weights, read_tensors, write_tensors
 
 
@@ -41,6 +43,31 @@ def alone(path: Path, lock: Path, choice: str) -> Iterator[None]:
                 f"{path} cannot be written: {files.reason(error)}, or choose another {choice}"
             ) from None
         yield
+
+
+def settled_precision(
+    precision: str, device: torch.device, folder: str | os.PathLike | None
+) -> str:
+    """`resolve_precision`, but "auto" stays what the folder's run began with.
+
+    "auto" is timed, and the same machine may be timed differently while it is busy: a run that is
+    taken up again would become another one.
+
+    Args:
+        precision, device: as in `resolve_precision`.
+        folder: of the run; its config.json holds the schedule, if the run was begun before.
+
+    Raises:
+        ValueError: as `resolve_precision`.
+    """
+    if precision == "auto" and folder is not None:
+        try:
+            config = json.loads((Path(folder) / Run.CONFIG).read_text(encoding="utf-8"))
+            if config["schedule"]["precision"] in PRECISIONS:
+                precision = config["schedule"]["precision"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            pass  # there is no run, or it is refused later
+    return resolve_precision(precision, device)
 
 
 class Run:

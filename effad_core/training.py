@@ -27,7 +27,7 @@ from effad_core.detector import EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 from effad_core.memory import keep_freed_memory
 from effad_core.precision import computing_in, resolve_precision
-from effad_core.runs import Run
+from effad_core.runs import Run, settled_precision
 from effad_core.statistics import channel_statistics
 from effad_core.weights import fingerprint
 
@@ -159,7 +159,8 @@ def train(
     keep_freed_memory()
     pretraining = open_pretraining() if pretraining is None else pretraining
     device = detector.device
-    precision = resolve_precision(schedule.precision, device)
+    precision = settled_precision(schedule.precision, device, run_dir)
+    schedule = replace(schedule, precision=precision)
     training_images = ResizedImages(scenario.train, detector.image_size)
     validation_images = ResizedImages(scenario.validation, detector.image_size)
     if not scenario.validation:
@@ -184,7 +185,7 @@ def train(
         "validation_images": len(validation_images),
         "pretraining": pretraining.describe() if schedule.penalty else "none: no penalty",
         "seed": seed,
-        "schedule": asdict(schedule) | {"precision": precision},
+        "schedule": asdict(schedule),
     }
     student, autoencoder = detector.student, detector.autoencoder
 

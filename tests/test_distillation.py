@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch._utils import ExceptionWrapper
 
-from effad_core import DistillationSchedule, EfficientAD, RunError, distill, distillation, pairs
+from effad_core import (
+    DistillationSchedule,
+    EfficientAD,
+    RunError,
+    distill,
+    distillation,
+    pairs,
+    precision,
+)
 from effad_core.datasets import DataError, PretrainingImages
 from effad_core.datasets.pretraining import Draws
 from effad_core.distillation import PRESETS, held_out_loss, main
@@ -186,6 +194,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert all(map(torch.equal, resumed.parameters(), whole.parameters()))
     with pytest.raises(RunError, match="other settings"):
         distill(network(), Colours(), pretraining, schedule, run_dir=tmp_path, seed=1)
+
+
+def test_a_machine_that_is_timed_otherwise_later(network, pretraining, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    for speed in (1, 9):
+        monkeypatch.setattr(precision, "bfloat16_speed", lambda speed=speed: speed)
+        schedule = replace(TINY, precision="auto")
+        distill(network(), Colours(), pretraining, schedule, run_dir=tmp_path)
+        _, header = read_tensors(tmp_path / "teacher.safetensors", "teacher")
+        assert header["card"]["schedule"]["precision"] == "float32-winograd"
 
 
 def test_a_teacher_that_lay_there_before_is_not_taken_for_the_runs(network, pretraining, tmp_path):

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from effad_core import files
+from effad_core import files, runs
 from effad_core.files import RunError, write_text
-from effad_core.runs import Run
+from effad_core.runs import Run, settled_precision
 from effad_core.weights import load_weights, read_tensors, write_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
@@ -279,6 +279,26 @@ def test_checkpoint_cut_short_or_with_a_damaged_header(tmp_path):
     save_file(TENSORS, path, metadata={"effad": '{"kind": "checkpoint"}'})
     with pytest.raises(RunError, match="checkpoint.safetensors has a damaged header"):
         new_run(tmp_path).resume()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        b"", b"\xff", b"[" * 9999, b"[]", b"1", b"{}", b'{"schedule": 1}',
+        b'{"schedule": {"precision": []}}', b'{"schedule": {"precision": "half"}}',
+        b'{"schedule": {"precision": "auto"}}',
+    ],
+)  # fmt: skip
+def test_auto_is_timed_where_no_run_says_what_it_began_with(tmp_path, monkeypatch, config):
+    monkeypatch.setattr(runs, "resolve_precision", lambda precision, device: f"now {precision}")
+    device = torch.device("cpu")
+    assert settled_precision("auto", device, None) == "now auto"
+    assert settled_precision("auto", device, tmp_path / "new") == "now auto"
+    (tmp_path / "config.json").write_bytes(config)
+    assert settled_precision("auto", device, tmp_path) == "now auto"
+    (tmp_path / "config.json").write_text('{"schedule": {"precision": "bfloat16"}}')
+    assert settled_precision("auto", device, tmp_path) == "now bfloat16"
+    assert settled_precision("float32", device, tmp_path) == "now float32"
 
 
 def test_checkpoints_come_when_it_is_time(tmp_path):

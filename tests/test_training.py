@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from effad_core import EfficientAD, RunError, Schedule, train, training
+from effad_core import EfficientAD, RunError, Schedule, precision, train, training
 from effad_core.datasets import (
     DataError,
     ResizedImages,
@@ -264,6 +264,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     others = replace(scenario, train=scenario.train[::-1])
     with pytest.raises(RunError, match="train_names"):
         train(narrow(), others, schedule, pretraining, tmp_path, seed=SEED)
+
+
+def test_a_machine_that_is_timed_otherwise_later(
+    narrow, scenario, pretraining, tmp_path, monkeypatch
+):
+    """ "auto" would be another arithmetic now; a run that goes on keeps its own."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    schedule = Schedule.paper(iterations=1, precision="auto")
+    for first, second, expected in ((9, 1, "bfloat16"), (1, 9, "float32-winograd")):
+        for speed in (first, second):
+            monkeypatch.setattr(precision, "bfloat16_speed", lambda speed=speed: speed)
+            detector = narrow()
+            train(detector, scenario, schedule, pretraining, tmp_path / expected)
+            assert detector.card["training"]["schedule"]["precision"] == expected
 
 
 def test_a_detector_that_lay_there_before_is_not_taken_for_the_runs(
