@@ -51,7 +51,7 @@ class DistillationSchedule:
             hold more different patches than a few whole images at the same cost.
         padding: pad T (64x64 cells at 256) or compare only the cells that see real pixels.
         gray_probability: of converting an image to gray scale (lines 6, 18).
-        precision: as in `resolve_precision`; "auto" takes the fastest on the device.
+        precision: as in `resolve_precision`; "auto" takes what is fastest when the run begins.
     """
 
     iterations: int = 60_000

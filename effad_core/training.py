@@ -53,7 +53,7 @@ class Schedule:
         penalty: whether the pretraining penalty is part of the loss (line 22).
         cache_megabytes: memory for the teacher's output on training images, which never changes; in
             half precision, as many images as fit. 0 computes it each time (lines 14-15).
-        precision: as in `resolve_precision`; "auto" takes the fastest on the device.
+        precision: as in `resolve_precision`; "auto" takes what is fastest when the run begins.
     """
 
     iterations: int = 70_000

@@ -27,7 +27,9 @@ STYLE = {
     "axes.titlesize": 10.5,
     "axes.labelsize": 10,
     "legend.fontsize": 9,
-    "legend.frameon": False,
+    "legend.frameon": True,  # white: a line that crosses it would strike its text out
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": False,
