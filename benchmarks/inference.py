@@ -93,15 +93,11 @@ def exported(detector: EfficientAD, halves: bool) -> dict[str, Callable[[Tensor]
 
 
 def anomalib(size: str) -> dict[str, Callable[[Tensor], object]]:
-    """anomalib's model, from its teacher's input to its map; its weights are random."""
-    try:
-        from anomalib.models.image.efficient_ad.torch_model import (
-            EfficientAdModel,
-            EfficientAdModelSize,
-        )
-    except ImportError:
+    """anomalib's model, from its teacher's input to its map."""
+    model = turns.anomalib_model(size)
+    if model is None:
         return {}
-    model = EfficientAdModel(384, EfficientAdModelSize(size), padding=False).eval()
+    model.eval()
     return {"anomalib, float32": lambda images: model(images.float() / 255)}
 
 

@@ -147,16 +147,16 @@ def precision_table(detector: EfficientAD, scenario: Scenario) -> None:
     """Print the image AU-ROC of a trained detector in each precision, as it is and prepared."""
     print(f"{len(scenario.test)} test images")
     print(f"{'image AU-ROC':<30}{'combined':>9}{'S-T':>9}{'AE':>9}{'largest difference':>20}")
+    ways = {p: (detector, p) for p in ("float32", "float32-winograd", "bfloat16")}
+    for p in (*ways, "float16"):
+        ways[f"prepared, {p}"] = (detector.prepare(precision=p), p)
     first = None
-    for precision in ("float32", "float32-winograd", "bfloat16", "float16"):
-        for name, way in (("", detector), ("prepared, ", detector.prepare(precision=precision))):
-            if precision == "float16" and way is detector:  # `anomaly_maps` has no such precision
-                continue
-            areas = evaluate(way, scenario, precision, keep_maps=False).auroc()
-            first = first or areas
-            moves = max(abs(areas[m] - first[m]) for m in MAPS)
-            columns = "".join(f"{areas[m]:>9.4f}" for m in MAPS)
-            print(f"{name + precision:<30}{columns}{moves:>20.4f}", flush=True)
+    for name, (way, precision) in ways.items():
+        areas = evaluate(way, scenario, precision, keep_maps=False).auroc()
+        first = first or areas
+        moves = max(abs(areas[m] - first[m]) for m in MAPS)
+        columns = "".join(f"{areas[m]:>9.4f}" for m in MAPS)
+        print(f"{name:<30}{columns}{moves:>20.4f}", flush=True)
 
 
 def metrics_line() -> None:

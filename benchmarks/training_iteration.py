@@ -68,14 +68,9 @@ def core_iteration(
 
 def anomalib_iteration(size: str) -> dict[str, Callable]:
     """The same with anomalib's networks and losses, if it is installed."""
-    try:
-        from anomalib.models.image.efficient_ad.torch_model import (
-            EfficientAdModel,
-            EfficientAdModelSize,
-        )
-    except ImportError:
+    model = turns.anomalib_model(size)
+    if model is None:
         return {}
-    model = EfficientAdModel(384, EfficientAdModelSize(size), padding=False).train()
     weights = [*model.student.parameters(), *model.ae.parameters()]
     optimizer = torch.optim.Adam(weights, lr=1e-4, weight_decay=1e-5)
 

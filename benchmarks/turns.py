@@ -65,6 +65,18 @@ def compare(
         print(f"{name:34}{work[name] / 1e9:6.0f}{1000 * took:14.0f}{gain:9.2f}{share:20.0%}")
 
 
+def anomalib_model(size: str) -> torch.nn.Module | None:
+    """anomalib's EfficientAd with random weights, in training; None where it is not installed."""
+    try:
+        from anomalib.models.image.efficient_ad.torch_model import (
+            EfficientAdModel,
+            EfficientAdModelSize,
+        )
+    except ImportError:
+        return None
+    return EfficientAdModel(384, EfficientAdModelSize(size), padding=False)
+
+
 def arguments(description: str) -> argparse.Namespace:
     """The command's sizes and rounds; prints the machine."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
