@@ -37,7 +37,7 @@ test-oldest: .venv/.installed ## Run the unit tests on the oldest versions that 
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/python $(PIP) --constraint build/oldest.txt setuptools
 	build/oldest/bin/python $(PIP) --constraint build/oldest.txt --no-build-isolation --editable '.[test,export]'
-	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -n 2 --dist loadfile -W default # of newer packages
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -n 2 --dist loadfile -W default # newer packages warn of old ones
 
 lab: .venv/.installed ## Open the notebooks in JupyterLab
 	$(BIN) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks

@@ -181,8 +181,9 @@ def distill(
         "start": start,
     }
     modules = {"teacher": network, "psi": psi}
-    total, first = schedule.iterations, distributed.is_first()
-    with Run(run_dir, config, modules, optimizers, total, writes=first) as run:
+    with Run(
+        run_dir, config, modules, optimizers, schedule.iterations, writes=distributed.is_first()
+    ) as run:
         done, row = run.resume()
         distributed.wait()  # until all have read the checkpoint
         if done == 0:  # Algorithm 3, lines 2-12
