@@ -2,6 +2,10 @@
 
 from importlib import import_module
 
+from effad_core.threads import settle_threads
+
+settle_threads()  # before any module below loads torch
+
 # Each public name and its module. A module is imported when a name of it is first used, so that
 # `python -m effad_core.distillation` runs that module once, and importing the package is quick.
 _HOMES = {
@@ -20,6 +24,7 @@ _HOMES = {
     "TeacherReport": "report",
     "ThresholdExplorer": "explorer",
     "teacher_report": "report",
+    "choose_device": "devices",
     "distill": "distillation",
     "evaluate": "evaluation",
     "open_extractor": "backbones",
