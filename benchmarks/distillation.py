@@ -15,8 +15,6 @@ import subprocess
 import sys
 import time
 
-import torch
-
 from effad_core import (
     DistillationSchedule,
     PatchDescriptionNetwork,
@@ -27,6 +25,8 @@ from effad_core import (
 from effad_core.distillation import make_optimizers
 from effad_core.memory import keep_freed_memory
 from effad_core.pairs import Pairs
+
+import torch
 
 PARTS = ("drawing", "Psi", "forward", "backward", "update")
 

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-from PIL import Image
-
 from effad_core import figures
 from effad_core.explorer import ThresholdExplorer
 from effad_core.explorer.markup import readout
 from effad_core.thresholds import confusion, precision_recall_curve
+
+import numpy as np
+from PIL import Image
 
 SIDE = 256  # of the images and their maps
 

@@ -4,16 +4,23 @@
 
 The plain one follows the pseudocode: float32, torch's default memory layout, each network on its
 own. ONNX Runtime, OpenVINO and anomalib's EfficientAd take part where they are installed (anomalib
-in an environment of its own, from which this file runs with PYTHONPATH=.). All take turns in one
-process on the same random images. The limit is what direct convolutions in the same format can
-reach: the FLOPs of the networks over the rate at which the largest layer of the PDN runs here,
-measured beside them; Winograd's way needs fewer multiplications and may pass it.
+in an environment of its own, from which this file runs with PYTHONPATH=.). All take turns on the
+same random image, each in a process of its own. The limit is what direct convolutions in the same
+format can reach: the FLOPs of the networks over the rate at which the largest layer of the PDN runs
+here, measured beside them; Winograd's way needs fewer multiplications and may pass it.
 """
 
 from collections.abc import Callable
-from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from effad_core import EfficientAD
+from effad_core.costs import count
+from effad_core.costs.regression import EfficientAD as Networks
+from effad_core.datasets import normalise
+from effad_core.precision import CANDIDATES, measure
+from effad_core.timing import untrained_detector
 
 import numpy as np
 import torch
@@ -21,18 +28,19 @@ import torch.nn.functional as F
 import turns
 from torch import Tensor
 
-from effad_core import EfficientAD
-from effad_core.costs import count
-from effad_core.costs.regression import EfficientAD as Networks
-from effad_core.datasets import normalise
-from effad_core.files import RunError
-from effad_core.timing import untrained_detector
+
+def detector_and_image(size: str) -> tuple[EfficientAD, Tensor]:
+    torch.manual_seed(0)
+    detector = untrained_detector(size)
+    return detector, torch.randint(256, (1, 3, 256, 256), dtype=torch.uint8)
 
 
-def plain(detector: EfficientAD) -> Callable[[Tensor], object]:
+def plain(size: str) -> Callable[[], object]:
     """Algorithm 2, word by word."""
+    detector, images = detector_and_image(size)
 
-    def run(images: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def run() -> Tensor:
         image = normalise(images)
         teacher = (detector.teacher(image) - detector.mu) / detector.sigma
         student, autoencoder = detector.student(image), detector.autoencoder(image)
@@ -48,31 +56,10 @@ def plain(detector: EfficientAD) -> Callable[[Tensor], object]:
     return run
 
 
-def onnx_runtime(path: Path) -> dict[str, Callable[[Tensor], object]]:
-    try:
-        import onnxruntime
-    except ImportError:
-        return {}
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    return {"ONNX Runtime, float32": lambda images: session.run(None, {"image": pixels(images)})}
-
-
-def openvino(path: Path, halves: bool) -> dict[str, Callable[[Tensor], object]]:
-    try:
-        from openvino import Core
-    except ImportError:
-        return {}
-    models = {}
-    for name, hint in {"float32": "f32", **({"bfloat16": "bf16"} if halves else {})}.items():
-        settings = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        }
-        model = Core().compile_model(path, "CPU", settings)
-        models[f"OpenVINO, {name}"] = lambda images, model=model: model(pixels(images))
-    return models
+def prepared(size: str, precision: str) -> Callable[[], object]:
+    detector, images = detector_and_image(size)
+    ready = detector.prepare("cpu", precision)
+    return lambda: ready.combined_maps(images)
 
 
 def pixels(images: Tensor) -> np.ndarray:
@@ -80,50 +67,71 @@ def pixels(images: Tensor) -> np.ndarray:
     return images.permute(0, 2, 3, 1).numpy()
 
 
-def exported(detector: EfficientAD, halves: bool) -> dict[str, Callable[[Tensor], object]]:
-    """The same detector in the two runtimes, where they are installed."""
+def onnx_runtime(size: str) -> Callable[[], object]:
+    import onnxruntime
+
+    detector, images = detector_and_image(size)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "detector.onnx"
-        try:
-            detector.export(path)
-        except RunError as error:
-            print(f"without ONNX Runtime and OpenVINO: {error}")
-            return {}
-        return onnx_runtime(path) | openvino(path, halves)
+        detector.export(path)
+        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    return lambda: session.run(None, {"image": pixels(images)})
 
 
-def anomalib(size: str) -> dict[str, Callable[[Tensor], object]]:
-    """anomalib's model, from its teacher's input to its map."""
-    model = turns.anomalib_model(size)
-    if model is None:
-        return {}
-    model.eval()
-    return {"anomalib, float32": lambda images: model(images.float() / 255)}
+def openvino(size: str, hint: str) -> Callable[[], object]:
+    from openvino import Core
 
-
-def ways(size: str) -> dict[str, Callable[[], object]]:
-    """By name; each predicts the same image."""
-    torch.manual_seed(0)
-    detector = untrained_detector(size)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    halves = bool(capabilities.get("avx512_bf16"))
-    precisions = ("float32", "float32-winograd", *(("bfloat16",) if halves else ()))
-    found = {
-        "plain, float32": plain(detector),
-        **{f"prepared, {p}": detector.prepare(precision=p).combined_maps for p in precisions},
-        **exported(detector, halves),
-        **anomalib(size),
+    detector, images = detector_and_image(size)
+    settings = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    image = torch.randint(256, (1, 3, 256, 256), dtype=torch.uint8)
-    return {name: torch.inference_mode()(partial(way, image)) for name, way in found.items()}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "detector.onnx"
+        detector.export(path)
+        model = Core().compile_model(path, "CPU", settings)
+    return lambda: model(pixels(images))
+
+
+def anomalib(size: str) -> Callable[[], object]:
+    """anomalib's model, from its teacher's input to its map."""
+    model, images = turns.anomalib_model(size).eval(), detector_and_image(size)[1]
+    return torch.inference_mode()(lambda: model(images.float() / 255))
 
 
 def main() -> None:
     args = turns.arguments(__doc__)
+    measured = measure(turns.CPU, "inference")
+    auto = measured.fastest(CANDIDATES["inference"])
+    possible = [name for name in CANDIDATES["inference"] if name in measured.seconds]
+    halves = "bfloat16" in possible and measured.seconds["bfloat16"] < measured.seconds["float32"]
     for size in args.size:
         flops = count(lambda size=size: Networks(size), 256)[1]
-        taking_part = ways(size)
-        turns.compare(size, taking_part, dict.fromkeys(taking_part, flops), args.rounds)
+        built = {"plain, float32": (plain, size)}
+        built |= {f"prepared, {name}": (prepared, size, name) for name in possible}
+        if find_spec("onnxscript") and find_spec("onnxruntime"):
+            built["ONNX Runtime, float32"] = (onnx_runtime, size)
+        if find_spec("onnxscript") and find_spec("openvino"):
+            built["OpenVINO, float32"] = (openvino, size, "f32")
+            if halves:
+                built["OpenVINO, bfloat16"] = (openvino, size, "bf16")
+        if turns.anomalib_model(size) is not None:
+            built["anomalib, float32"] = (anomalib, size)
+        ways = {
+            name: turns.Way(build, tuple(rest), flops, number_format(name))
+            for name, (build, *rest) in built.items()
+        }
+        taken = turns.compare("One image through Algorithm 2", size, ways, args.rounds)
+        taken = {name: taken[f"prepared, {name}"] for name in possible}
+        turns.print_choice(measured.describe(auto), taken[auto], taken)
+
+
+def number_format(name: str) -> str:
+    last = name.rpartition(", ")[2]
+    return last if last in ("bfloat16", "float16") else "float32"
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
+from effad_core.metrics import pixel_metrics
+
 import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, roc_curve
-
-from effad_core.metrics import pixel_metrics
 
 LIMITS = (0.05, 0.3, 1.0)
 TOLERANCE = 1e-6

@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from effad_core import EfficientAD, Schedule, evaluate, open_pretraining, open_scenario, train
+from effad_core.datasets import ResizedImages, Scenario, evenly
+from effad_core.evaluation import MAPS, Evaluation
+from effad_core.metrics import pixel_metrics
+
 import nbformat
 import numpy as np
 import torch
 from nbclient import NotebookClient
 from torch import Tensor
-
-from effad_core import EfficientAD, Schedule, evaluate, open_pretraining, open_scenario, train
-from effad_core.datasets import ResizedImages, Scenario, evenly
-from effad_core.evaluation import MAPS, Evaluation
-from effad_core.metrics import pixel_metrics
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "build" / "runs" / "spread"

@@ -1,36 +1,63 @@
-"""Seconds per training iteration: effad_core against a plain implementation of Algorithm 1.
+"""Seconds per training step: effad_core against a plain implementation of Algorithm 1.
 
     python benchmarks/training_iteration.py [--size small medium]
 
 The plain one follows the pseudocode word by word: float32, default memory layout, one pass of the
 student per image, all 768 channels each time, and `torch.quantile`. "Kept" has the teacher's output
-on the training image from memory, as the schedules for a CPU do. anomalib's EfficientAd takes part
-where it is installed (see inference.py). All take turns in one process on the same random images,
-so the ratios hold even where the machine's speed drifts. The limit is what direct convolutions in
-the same format can reach: the FLOPs of the iteration, counted, over the rate at which the largest
-layer of the PDN runs here, measured beside them.
+on the training image from memory, as the schedules for a CPU do. The second table is of the steps
+that train the autoencoder alone; "torch's own" has torch's dropout and a loss written out.
+anomalib's EfficientAd takes part where it is installed (see inference.py). All take turns on the
+same random images, each in a process of its own, so the ratios hold even where the machine's speed
+drifts. The limit is what direct convolutions in the same format can reach: the FLOPs of the step,
+counted, over the rate at which the largest layer of the PDN runs here, measured beside them.
 """
 
 from collections.abc import Callable
-from functools import partial
+
+from effad_core import EfficientAD
+from effad_core.datasets import normalise
+from effad_core.memory import keep_freed_memory
+from effad_core.precision import CANDIDATES, measure
+from effad_core.training import Schedule, autoencoder_loss, loss_terms
 
 import torch
 import turns
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from effad_core import EfficientAD
-from effad_core.datasets import normalise
-from effad_core.precision import resolve_precision
-from effad_core.training import Schedule, loss_terms
+BATCH = 4  # images of a step of the autoencoder alone
 
 
-def plain_iteration(detector: EfficientAD, optimizer: torch.optim.Optimizer) -> Callable:
+def images(count: int = 3) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randint(256, (count, 3, 256, 256), dtype=torch.uint8)
+
+
+def detector_and_optimizer(size: str, **settings) -> tuple[EfficientAD, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    detector = EfficientAD(size).train()
+    weights = [*detector.student.parameters(), *detector.autoencoder.parameters()]
+    return detector, torch.optim.Adam(weights, lr=1e-4, weight_decay=1e-5, **settings)
+
+
+def step_of(optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    def step() -> None:
+        value = loss()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+
+    return step
+
+
+def plain_iteration(size: str) -> Callable[[], None]:
     """Algorithm 1, lines 14-42, as written."""
+    detector, optimizer = detector_and_optimizer(size)
     teacher, student, autoencoder = detector.teacher, detector.student, detector.autoencoder
+    three = images()
 
-    def step(images: Tensor) -> None:
-        image, augmented, pretraining = normalise(images).split(1)
+    def loss() -> Tensor:
+        image, augmented, pretraining = normalise(three).split(1)
         with torch.no_grad():
             y_hat = (teacher(image) - detector.mu) / detector.sigma
         y_st = student(image)[:, :384]
@@ -41,81 +68,101 @@ def plain_iteration(detector: EfficientAD, optimizer: torch.optim.Optimizer) -> 
         with torch.no_grad():
             y_hat = (teacher(augmented) - detector.mu) / detector.sigma
         y_stae = student(augmented)[:, 384:]
-        loss = loss_st + ((y_hat - y_ae) ** 2).mean() + ((y_ae - y_stae) ** 2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        return loss_st + ((y_hat - y_ae) ** 2).mean() + ((y_ae - y_stae) ** 2).mean()
 
-    return step
+    return step_of(optimizer, loss)
 
 
-def core_iteration(
-    detector: EfficientAD, optimizer: torch.optim.Optimizer, precision: str, kept: bool = False
-) -> Callable:
+def core_iteration(size: str, precision: str, kept: bool) -> Callable[[], None]:
     """The same through `effad_core.training`."""
+    keep_freed_memory()  # as `train` does
+    detector, optimizer = detector_and_optimizer(size, fused=True)
     detector.to(memory_format=torch.channels_last)
-    schedule = Schedule(precision=precision)
+    schedule, three = Schedule(precision=precision), images()
     known = torch.randn(1, 384, 56, 56) if kept else None
-
-    def step(images: Tensor) -> None:
-        loss = sum(loss_terms(detector, schedule, *images, known).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
+    if kept:
+        known = known.contiguous(memory_format=torch.channels_last)
+    return step_of(optimizer, lambda: sum(loss_terms(detector, schedule, *three, known).values()))
 
 
-def anomalib_iteration(size: str) -> dict[str, Callable]:
-    """The same with anomalib's networks and losses, if it is installed."""
+def anomalib_iteration(size: str) -> Callable[[], None]:
+    """The same with anomalib's networks and losses."""
     model = turns.anomalib_model(size)
-    if model is None:
-        return {}
     weights = [*model.student.parameters(), *model.ae.parameters()]
     optimizer = torch.optim.Adam(weights, lr=1e-4, weight_decay=1e-5)
-
-    def step(images: Tensor) -> None:
-        image, _, pretraining = (images / 255).split(1)  # it augments the image itself
-        loss = sum(model(image, pretraining))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return {"anomalib, float32": step}
+    image, _, pretraining = (images() / 255).split(1)  # it augments the image itself
+    return step_of(optimizer, lambda: sum(model(image, pretraining)))
 
 
-def flops(step: Callable, images: Tensor) -> int:
+def torch_autoencoder(size: str, precision: str) -> Callable[[], None]:
+    """A step of the autoencoder alone with torch's own dropout, optimiser and arithmetic."""
+    keep_freed_memory()
+    detector, optimizer = detector_and_optimizer(size)
+    detector.to(memory_format=torch.channels_last)
+    kept = [torch.randn(1, 384, 56, 56).half() for _ in range(BATCH)]
+    kept = [one.contiguous(memory_format=torch.channels_last) for one in kept]
+    batch = images(BATCH)
+
+    def loss() -> Tensor:
+        teacher = torch.cat([one.float() for one in kept])
+        inputs = normalise(batch).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            output = detector.autoencoder(inputs)
+        return (output.float() - teacher).square().mean()
+
+    return step_of(optimizer, loss)
+
+
+def core_autoencoder(size: str, precision: str) -> Callable[[], None]:
+    """The same through `effad_core.training`."""
+    keep_freed_memory()
+    detector, optimizer = detector_and_optimizer(size, fused=True)
+    detector.to(memory_format=torch.channels_last)
+    kept = [torch.randn(1, 384, 56, 56).half() for _ in range(BATCH)]
+    kept = [one.contiguous(memory_format=torch.channels_last) for one in kept]
+    batch = images(BATCH)
+    return step_of(optimizer, lambda: autoencoder_loss(detector, precision, batch, torch.cat(kept)))
+
+
+def flops(step: Callable[[], None]) -> int:
+    """Counted; Winograd's multiplications are fewer than those of what they stand for."""
     with FlopCounterMode(display=False) as counter:
-        step(images)
+        step()
     return counter.get_total_flops()
 
 
-def ways(size: str, images: Tensor) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
-    """Training steps by name, and the FLOPs of each."""
-
-    def prepared(build: Callable, *extra: str | bool) -> Callable:
-        torch.manual_seed(0)
-        detector = EfficientAD(size).train()
-        weights = [*detector.student.parameters(), *detector.autoencoder.parameters()]
-        return build(detector, torch.optim.Adam(weights, lr=1e-4, weight_decay=1e-5), *extra)
-
-    fastest = resolve_precision("auto", torch.device("cpu"))
-    steps = {"plain, float32": prepared(plain_iteration)}
-    for precision in dict.fromkeys(("float32", fastest)):
-        steps[f"effad_core, {precision}"] = prepared(core_iteration, precision)
-        steps[f"effad_core, {precision}, kept"] = prepared(core_iteration, precision, True)
-    steps |= anomalib_iteration(size)
-    counted = {name: flops(step, images) for name, step in steps.items()}
-    # Winograd's multiplications are fewer than those of the convolutions that they stand for
-    work = {name: counted[name.replace(fastest, "float32")] for name in steps}
-    return {name: partial(step, images) for name, step in steps.items()}, work
+def number_format(precision: str) -> str:
+    return "bfloat16" if precision == "bfloat16" else "float32"
 
 
 def main() -> None:
     args = turns.arguments(__doc__)
-    images = torch.randint(256, (3, 3, 256, 256), dtype=torch.uint8)
+    measured = measure(turns.CPU, "training")
+    auto, described = measured.fastest(), measured.describe(measured.fastest())
+    possible = [name for name in CANDIDATES["training"] if name in measured.seconds]
     for size in args.size:
-        turns.compare(size, *ways(size, images), args.rounds)
+        whole = flops(plain_iteration(size))
+        counted = {kept: flops(core_iteration(size, "float32", kept)) for kept in (False, True)}
+        ways = {"plain, float32": turns.Way(plain_iteration, (size,), whole)}
+        for precision in possible:
+            for kept in (False, True):
+                name = f"effad_core, {precision}{', kept' if kept else ''}"
+                ways[name] = turns.Way(
+                    core_iteration, (size, precision, kept), counted[kept], number_format(precision)
+                )
+        if turns.anomalib_model(size) is not None:
+            ways["anomalib, float32"] = turns.Way(
+                anomalib_iteration, (size,), flops(anomalib_iteration(size))
+            )
+        taken = turns.compare("One iteration of Algorithm 1", size, ways, args.rounds)
+        kept = {p: taken[f"effad_core, {p}, kept"] for p in possible}
+        turns.print_choice(described, kept[auto], kept)
+    counted = flops(torch_autoencoder("small", "float32"))
+    ways = {}
+    for name, build in (("torch's own", torch_autoencoder), ("effad_core", core_autoencoder)):
+        way = turns.Way(build, ("small", auto), counted, number_format(auto))
+        ways[f"{name}, {auto}"] = way
+    turns.compare(f"A step of the autoencoder, {BATCH} images", "small", ways, args.rounds)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import statistics
 import time
 from collections.abc import Callable
 
+from effad_core.memory import keep_freed_memory
+from effad_core.winograd import conv2d
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from effad_core.memory import keep_freed_memory
-from effad_core.winograd import conv2d
 
 LAYERS = {  # name: channels, outputs, pixels along a side, kernel, padding
     "PDN-S Conv-2": (128, 256, 126, 4, 0),

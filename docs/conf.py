@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from textwrap import dedent, indent
 
+import effad_core
+
 from numpy.typing import ArrayLike
 from sphinx.util.typing import stringify_annotation
-
-import effad_core
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))  # for mathml

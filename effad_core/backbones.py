@@ -12,15 +12,15 @@ import copy
 from collections import Counter
 from pathlib import Path
 
+from effad_core.datasets.images import DataError, list_images, read_image
+from effad_core.pretrained import BACKBONES, Backbone, open_backbone
+
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.transforms import functional as TF
-
-from effad_core.datasets.images import DataError, list_images, read_image
-from effad_core.pretrained import BACKBONES, Backbone, open_backbone
 
 LAYER_DIMENSION = 1024  # values per cell to which PatchCore pools each layer
 CLASSES = 1000  # ImageNet-1k

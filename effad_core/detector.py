@@ -9,11 +9,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from effad_core.datasets.transforms import normalise
+from effad_core.devices import choose_device
 from effad_core.files import RunError, one_line
 from effad_core.networks import (
     MIN_IMAGE_SIZE,
@@ -27,6 +24,10 @@ from effad_core.prediction import Predictor
 from effad_core.statistics import StreamQuantiles
 from effad_core.thresholds import OperatingPoint
 from effad_core.weights import load_weights, read_tensors, write_tensors
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from effad_core.inference import PreparedDetector
@@ -90,6 +91,9 @@ class EfficientAD(nn.Module, Predictor):
     @property
     def device(self) -> torch.device:
         return self.mu.device
+
+    def use_device(self, device: str | torch.device | None = None) -> None:
+        self.to(choose_device(device))
 
     def initialise_student(self) -> None:
         """Give the detector a new random student and autoencoder, from torch's generator."""
@@ -219,7 +223,10 @@ class EfficientAD(nn.Module, Predictor):
         return torch.stack([m, m_st, m_ae], dim=1)
 
     def prepare(
-        self, device: str = "cpu", precision: str = "auto", compile: bool = False
+        self,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        compile: bool = False,
     ) -> "PreparedDetector":
         """This detector for fast inference, with `predict` as here; see `PreparedDetector`."""
         from effad_core.inference import PreparedDetector
@@ -252,8 +259,14 @@ class EfficientAD(nn.Module, Predictor):
         write_tensors(Path(path), self.state_dict(), header)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, device: str = "cpu") -> "EfficientAD":
+    def load(
+        cls, path: str | os.PathLike, device: str | torch.device | None = None
+    ) -> "EfficientAD":
         """Load a detector that `save` wrote.
+
+        Args:
+            path: the file.
+            device: where it computes from now on; None takes the GPU where there is one.
 
         Raises:
             RunError: if the file is missing, cut short, foreign, or its tensors do not fit.
@@ -280,7 +293,8 @@ class EfficientAD(nn.Module, Predictor):
             except ValueError as error:
                 raise RunError(f"{path} has damaged quantiles: {error}") from None
         detector.card = {"teacher": "unknown"} | header["card"]
-        return detector.to(device).eval()
+        detector.use_device(device)
+        return detector.eval()
 
 
 def checked_image_size(image_size: int | Iterable[int]) -> tuple[int, int]:

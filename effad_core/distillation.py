@@ -12,15 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
-
 from effad_core import distributed
 from effad_core.backbones import BACKBONES, FeatureExtractor, open_extractor
 from effad_core.datasets.images import DataError
 from effad_core.datasets.pretraining import PretrainingImages, open_pretraining
+from effad_core.devices import DEVICE_HELP, choose_device
 from effad_core.files import RunError
 from effad_core.memory import keep_freed_memory
 from effad_core.muon import KernelMuon
@@ -29,6 +25,11 @@ from effad_core.pairs import Pairs
 from effad_core.precision import PRECISIONS
 from effad_core.runs import Run, settled_precision
 from effad_core.weights import load_weights, read_tensors, write_tensors
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 PRESETS = ("smoke", "quick", "laptop", "paper")
 TEACHER = "teacher.safetensors"
@@ -125,6 +126,7 @@ def distill(
     log_every: int = 50,
     workers: int = 0,
     start: dict | None = None,
+    device: str | torch.device | None = None,
 ) -> dict[str, float]:
     """Train a teacher to predict the normalised features of Psi (Algorithm 3). In place.
 
@@ -144,6 +146,8 @@ def distill(
         workers: processes that read and cut images (a script that asks for some must guard its
             own start with `if __name__ == "__main__"`); 0: this one. The result is the same.
         start: the card of the teacher, if it was distilled before; the new card then holds it.
+        device: where to distil, and where the teacher then is; None takes the GPU where there is
+            one.
 
     Returns:
         The last logged row: iteration, loss, held_out_loss (NaN without held-out images).
@@ -158,7 +162,8 @@ def distill(
             f"{extractor.out_channels}; build both with the same out_channels"
         )
     keep_freed_memory()
-    device = next(teacher.parameters()).device
+    device = choose_device(device)
+    teacher.to(device)
     precision = settled_precision(schedule.precision, device, run_dir)
     chosen = torch.tensor(PRECISIONS.index(precision), device=device)
     distributed.share(chosen)  # all processes compute as the first
@@ -336,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, help="instead of the profile's")
     parser.add_argument("--precision", choices=PRECISIONS, help="instead of the profile's")
     parser.add_argument("--hold-out", type=int, default=50, help="images never trained on")
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--measure", type=Path, help="a teacher's file: its held-out loss, no run")
@@ -367,14 +373,15 @@ def _run(args: argparse.Namespace) -> None:
         weights, start = _read_teacher(path)
         load_weights(teacher, weights, path)
     if args.measure is not None:
+        teacher.to(choose_device(args.device))
         loss = held_out_loss(teacher, extractor, images, held_out, schedule, args.seed)
         print(f"{args.measure.name}: held-out loss {loss:.4f}")
         return
-    with distributed.processes() as device:
+    with distributed.processes(args.device) as device:
         row = distill(
-            teacher.to(device), extractor, images, schedule,
+            teacher, extractor, images, schedule,
             held_out=held_out, run_dir=args.run_dir, seed=args.seed, workers=args.workers,
-            start=start,
+            start=start, device=device,
         )  # fmt: skip
         if distributed.is_first():
             print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from effad_core.devices import choose_device
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -14,15 +16,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @contextmanager
-def processes() -> Iterator[torch.device]:
+def processes(device: str | torch.device | None = None) -> Iterator[torch.device]:
     """Joins the processes that torchrun started, for the length of the block.
 
+    Args:
+        device: as in `choose_device`; of several GPUs, each of torchrun's processes takes its own.
+
     Yields:
-        This process's device: its own GPU, or the CPU.
+        This process's device.
     """
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu", int(os.environ.get("LOCAL_RANK", 0)) * cuda)
+    device = choose_device(device)
+    cuda = device.type == "cuda"
     if cuda:
+        device = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', device.index or 0)}")
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:  # torchrun sets it
         yield device

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from effad_core.datasets import Sample, Scenario, resize, to_tensor
+from effad_core.files import write_file, write_text
+from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
+from effad_core.prediction import Predictor, finite_scores
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
-
-from effad_core.datasets import Sample, Scenario, resize, to_tensor
-from effad_core.files import write_file, write_text
-from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
-from effad_core.prediction import Predictor, finite_scores
 
 MAPS = ("combined", "student-teacher", "autoencoder")
 KINDS = ("structural_anomalies", "logical_anomalies")  # MVTec LOCO's anomaly types
@@ -178,6 +178,7 @@ def evaluate(
     precision: str = "auto",
     batch_size: int = 8,
     keep_maps: bool | None = None,
+    device: str | torch.device | None = None,
 ) -> Evaluation:
     """Score a scenario's test images (Algorithm 2).
 
@@ -188,6 +189,8 @@ def evaluate(
         batch_size: images that go through the networks at once.
         keep_maps: keep the combined maps at the images' own sizes, 4 bytes a pixel; None keeps
             them if there are masks to compare them with.
+        device: where the detector computes, now and afterwards; None takes the GPU where there is
+            one. A prepared detector stays where it was prepared for.
 
     Raises:
         DataError: for an image that cannot be read.
@@ -198,6 +201,7 @@ def evaluate(
     samples = tuple(scenario.test if whole else scenario)
     if not samples:
         raise ValueError("no samples to evaluate: the scenario has no test images")
+    detector.use_device(device)
     if keep_maps is None:
         keep_maps = any(sample.mask_paths for sample in samples)
     scores, maps = {name: [] for name in MAPS}, []

@@ -13,12 +13,12 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-from torch import Tensor, nn
-
 from effad_core.detector import EfficientAD
 from effad_core.files import RunError
 from effad_core.inference import InferenceGraph
+
+import torch
+from torch import Tensor, nn
 
 OPSET = 18
 

@@ -13,14 +13,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from tqdm.auto import tqdm
-
 from effad_core.datasets import DataError, open_scenario
 from effad_core.detector import EfficientAD
+from effad_core.devices import DEVICE_HELP
 from effad_core.figures import map_panel
 from effad_core.files import RunError, write_text
 from effad_core.survey import (
@@ -36,6 +31,12 @@ from effad_core.survey import (
     survey,
 )
 from effad_core.training import DETECTOR
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm.auto import tqdm
 
 ROWS = 8  # of one figure
 
@@ -192,9 +193,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="a scenario's name or folder, and a detector's file or the folder of its run",
     )
     parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--device", help=DEVICE_HELP)
     options = parser.parse_args(arguments)
     try:
-        surveys = [_survey_named(pair) for pair in options.detectors]
+        surveys = [_survey_named(pair, options.device) for pair in options.detectors]
         picture = overview_picture(surveys, colour_limits(surveys))
         options.output.parent.mkdir(parents=True, exist_ok=True)
         save(picture, options.output)
@@ -205,12 +207,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{options.output}: {picture.alt}")
 
 
-def _survey_named(pair: str) -> Survey:
+def _survey_named(pair: str, device: str | None) -> Survey:
     source, _, path = pair.partition("=")
     if not source or not path:
         raise ValueError(f"'{pair}' is not of the form SCENARIO=DETECTOR")
     file = Path(path) / DETECTOR if Path(path).is_dir() else Path(path)
-    return survey(EfficientAD.load(file).prepare(), open_scenario(source))
+    return survey(EfficientAD.load(file, device).prepare(device), open_scenario(source))
 
 
 if __name__ == "__main__":

@@ -9,16 +9,16 @@
 import copy
 from collections.abc import Iterator
 
+from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
+from effad_core.detector import EfficientAD, place_cells
+from effad_core.devices import choose_device
+from effad_core.precision import PRECISIONS, WINOGRAD, resolve_precision
+from effad_core.prediction import Predictor
+from effad_core.winograd import filter_convolutions
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
-from effad_core.detector import EfficientAD, place_cells
-from effad_core.networks import Convolution
-from effad_core.precision import WINOGRAD, resolve_precision
-from effad_core.prediction import Predictor
-from effad_core.winograd import FilteredConvolution, pays
 
 ROWS = 8  # rows of pooled cells that the first layers compute at once, on a CPU
 
@@ -31,9 +31,9 @@ class PreparedDetector(Predictor):
 
     Args:
         detector: trained; it stays as it is.
-        device: for example "cpu" or "cuda".
+        device: for example "cpu" or "cuda"; None takes the GPU where there is one.
         precision: "float32"; "float32-winograd" on a CPU; "bfloat16" or "float16", in which the
-            weights are then kept; "auto" takes what `resolve_precision` finds, on a GPU float16.
+            weights are then kept; "auto" takes the one that is fastest here (see `measure`).
         compile: let torch.compile fuse the layers (it needs a C++ compiler on a CPU, and a minute
             at the first image of every batch size), on a GPU with CUDA graphs.
 
@@ -42,23 +42,33 @@ class PreparedDetector(Predictor):
             are not finite in it.
     """
 
-    def __init__(self, detector: EfficientAD, device: str, precision: str, compile: bool = False):
-        self.device = torch.device(device)
-        if precision == "auto" and self.device.type == "cuda":
-            precision = "float16"
-        if precision != "float16":
-            precision = resolve_precision(precision, self.device)
+    def __init__(
+        self,
+        detector: EfficientAD,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        compile: bool = False,
+    ):
+        self.device = choose_device(device)
+        allowed = (*PRECISIONS, "float16")
+        precision = resolve_precision(precision, self.device, "inference", allowed)
         self.precision = precision
         self.image_size = detector.image_size
         self.threshold, self.pixel_threshold = detector.threshold, detector.pixel_threshold
         dtype = getattr(torch, precision.removesuffix("-winograd"))
         graph = InferenceGraph(detector, dtype).to(self.device, memory_format=torch.channels_last)
         if precision == WINOGRAD:
-            _filter_convolutions(graph, self.image_size)
+            filter_convolutions(graph, torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
         self.graph = graph
         if compile:
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self.graph = torch.compile(graph, mode=mode)
+
+    def use_device(self, device: str | torch.device | None = None) -> None:
+        if device is not None and choose_device(device) != self.device:
+            raise ValueError(
+                f"this detector was prepared for {self.device}: prepare it anew for {device}"
+            )
 
     @torch.inference_mode()
     def combined_maps(self, images: Tensor, precision: str = "auto") -> Tensor:
@@ -151,30 +161,9 @@ class _Trunk(nn.Module):
             yield self.pool(F.relu_(self.first(part)))
 
 
-def _convolution(weight: Tensor, bias: Tensor) -> Convolution:
+def _convolution(weight: Tensor, bias: Tensor) -> nn.Conv2d:
     outputs, channels, *kernel = weight.shape
-    layer = Convolution(channels, outputs, kernel).requires_grad_(False)
+    layer = nn.Conv2d(channels, outputs, kernel).requires_grad_(False)
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
     return layer
-
-
-def _filter_convolutions(graph: nn.Module, image_size: tuple[int, int]) -> None:
-    """Replace the convolutions for which Winograd's way pays, their kernels transformed once."""
-    large = []
-
-    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if layer.stride == (1, 1) and pays(inputs[0], layer.weight, layer.padding[0]):
-            large.append(layer)
-
-    hooks = [
-        layer.register_forward_hook(note) for layer in graph.modules() if type(layer) is Convolution
-    ]
-    with torch.inference_mode():
-        graph(torch.zeros(1, 3, *image_size, dtype=torch.uint8))
-    for hook in hooks:
-        hook.remove()
-    for parent in list(graph.modules()):
-        for name, child in list(parent.named_children()):
-            if child in large:
-                setattr(parent, name, FilteredConvolution(child))

@@ -17,6 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from effad_core.datasets import DataError, Sample, list_images, read_image
+from effad_core.datasets.images import printable
+from effad_core.detector import EfficientAD
+from effad_core.devices import DEVICE_HELP
+from effad_core.figures import ANOMALOUS, MAP_COLOURS
+from effad_core.files import RunError
+from effad_core.prediction import Prediction
+from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
+
 import numpy as np
 import torch
 from matplotlib import colormaps
@@ -24,14 +33,6 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 from tqdm.auto import tqdm
-
-from effad_core.datasets import DataError, Sample, list_images, read_image
-from effad_core.datasets.images import printable
-from effad_core.detector import EfficientAD
-from effad_core.figures import ANOMALOUS, MAP_COLOURS
-from effad_core.files import RunError
-from effad_core.prediction import Prediction
-from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
 
 ROOT = Path(__file__).parent.parent
 PREDICTIONS, OVERLAYS = "predictions.csv", "overlays"
@@ -55,6 +56,7 @@ def fit_thresholds(
     confidence: float = 0.95,
     guarantee: str = "confident",
     precision: str = "auto",
+    device: str | torch.device | None = None,
 ) -> tuple[OperatingPoint, OperatingPoint]:
     """Set a detector's two thresholds from good images, with a stated false positive rate.
 
@@ -64,6 +66,8 @@ def fit_thresholds(
             images.
         rate, confidence, guarantee: as in `threshold_for_fpr`.
         precision: as in `EfficientAD.anomaly_maps`; inspect with the same.
+        device: where the detector computes, now and afterwards; None takes the GPU where there is
+            one.
 
     Returns:
         The threshold of scores and that of maps; `str` of each says what it promises.
@@ -79,6 +83,7 @@ def fit_thresholds(
     if not samples:
         raise ValueError("there are no good images to find the thresholds from")
     threshold_for_fpr(np.zeros(len(samples)), rate, confidence, guarantee)  # refuses before scoring
+    detector.use_device(device)
     scores, highest = [], []
     for found, prediction in _predictions(detector, [s.path for s in samples], precision, 8):
         if prediction is None:
@@ -367,9 +372,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", help="a folder of images, or one image")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "inspection")
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
+    parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
     try:
-        detector = EfficientAD.load(args.detector, "cuda" if torch.cuda.is_available() else "cpu")
+        detector = EfficientAD.load(args.detector, args.device)
         inspection = inspect_images(detector, args.images, args.output, not args.no_overlays)
     except (RunError, ValueError, OSError) as error:
         print(printable(str(error)), file=sys.stderr)

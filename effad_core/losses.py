@@ -6,6 +6,7 @@ Notebook 03 builds the hard feature loss and the penalty by hand, notebook 04 th
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -72,4 +73,4 @@ def mean_squared_difference(prediction: Tensor, target: Tensor) -> Tensor:
     """
     if prediction.shape != target.shape:
         raise ValueError(f"shapes differ: {tuple(prediction.shape)} and {tuple(target.shape)}")
-    return (prediction - target).square().mean()
+    return F.mse_loss(prediction, target)

@@ -10,20 +10,9 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effad_core.winograd import convolution
-
 PATCH_SIZE = 33  # receptive field of a PDN output cell, in pixels (paper, Section 3.1)
 STRIDE = 4  # pixels between the patches of neighbouring cells
 MIN_IMAGE_SIZE = 256  # the autoencoder's 8x8 bottleneck convolution needs 256 pixels (Table 3)
-
-
-class Convolution(nn.Conv2d):
-    """torch's convolution, which may take a faster way to the same result (see `winograd`)."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.stride == (1, 1):
-            return convolution(images, self.weight, self.bias, self.padding[0])
-        return super().forward(images)
 
 
 class PatchDescriptionNetwork(nn.Sequential):
@@ -46,31 +35,31 @@ class PatchDescriptionNetwork(nn.Sequential):
         p = int(padding)
         if size == "small":
             layers = [
-                Convolution(3, 128, kernel_size=4, padding=3 * p),  # Conv-1
+                nn.Conv2d(3, 128, kernel_size=4, padding=3 * p),  # Conv-1
                 nn.ReLU(),
                 nn.AvgPool2d(kernel_size=2, stride=2, padding=1 * p),  # AvgPool-1
-                Convolution(128, 256, kernel_size=4, padding=3 * p),  # Conv-2
+                nn.Conv2d(128, 256, kernel_size=4, padding=3 * p),  # Conv-2
                 nn.ReLU(),
                 nn.AvgPool2d(kernel_size=2, stride=2, padding=1 * p),  # AvgPool-2
-                Convolution(256, 256, kernel_size=3, padding=1 * p),  # Conv-3
+                nn.Conv2d(256, 256, kernel_size=3, padding=1 * p),  # Conv-3
                 nn.ReLU(),
-                Convolution(256, out_channels, kernel_size=4),  # Conv-4
+                nn.Conv2d(256, out_channels, kernel_size=4),  # Conv-4
             ]
         elif size == "medium":
             layers = [
-                Convolution(3, 256, kernel_size=4, padding=3 * p),  # Conv-1
+                nn.Conv2d(3, 256, kernel_size=4, padding=3 * p),  # Conv-1
                 nn.ReLU(),
                 nn.AvgPool2d(kernel_size=2, stride=2, padding=1 * p),  # AvgPool-1
-                Convolution(256, 512, kernel_size=4, padding=3 * p),  # Conv-2
+                nn.Conv2d(256, 512, kernel_size=4, padding=3 * p),  # Conv-2
                 nn.ReLU(),
                 nn.AvgPool2d(kernel_size=2, stride=2, padding=1 * p),  # AvgPool-2
-                Convolution(512, 512, kernel_size=1),  # Conv-3
+                nn.Conv2d(512, 512, kernel_size=1),  # Conv-3
                 nn.ReLU(),
-                Convolution(512, 512, kernel_size=3, padding=1 * p),  # Conv-4
+                nn.Conv2d(512, 512, kernel_size=3, padding=1 * p),  # Conv-4
                 nn.ReLU(),
-                Convolution(512, out_channels, kernel_size=4),  # Conv-5
+                nn.Conv2d(512, out_channels, kernel_size=4),  # Conv-5
                 nn.ReLU(),
-                Convolution(out_channels, out_channels, kernel_size=1),  # Conv-6
+                nn.Conv2d(out_channels, out_channels, kernel_size=1),  # Conv-6
             ]
         else:
             raise ValueError(f'size must be "small" or "medium", not {size!r}')
@@ -105,7 +94,7 @@ class PatchDescriptionNetwork(nn.Sequential):
         A loss that reads half of the student's channels need not pay for the other half.
         """
         last = self[-1]
-        return convolution(trunk, last.weight[channels], last.bias[channels])
+        return F.conv2d(trunk, last.weight[channels], last.bias[channels])
 
 
 class Autoencoder(nn.Module):
@@ -128,26 +117,26 @@ class Autoencoder(nn.Module):
         self.out_channels = out_channels
         self.padding = padding
         self.encoder = nn.Sequential(
-            Convolution(3, 32, kernel_size=4, stride=2, padding=1),  # EncConv-1
+            nn.Conv2d(3, 32, kernel_size=4, stride=2, padding=1),  # EncConv-1
             nn.ReLU(),
-            Convolution(32, 32, kernel_size=4, stride=2, padding=1),  # EncConv-2
+            nn.Conv2d(32, 32, kernel_size=4, stride=2, padding=1),  # EncConv-2
             nn.ReLU(),
-            Convolution(32, 64, kernel_size=4, stride=2, padding=1),  # EncConv-3
+            nn.Conv2d(32, 64, kernel_size=4, stride=2, padding=1),  # EncConv-3
             nn.ReLU(),
-            Convolution(64, 64, kernel_size=4, stride=2, padding=1),  # EncConv-4
+            nn.Conv2d(64, 64, kernel_size=4, stride=2, padding=1),  # EncConv-4
             nn.ReLU(),
-            Convolution(64, 64, kernel_size=4, stride=2, padding=1),  # EncConv-5
+            nn.Conv2d(64, 64, kernel_size=4, stride=2, padding=1),  # EncConv-5
             nn.ReLU(),
-            Convolution(64, 64, kernel_size=8),  # EncConv-6, the bottleneck
+            nn.Conv2d(64, 64, kernel_size=8),  # EncConv-6, the bottleneck
         )
         self.decoder = nn.ModuleList(  # DecConv-1 ... DecConv-6, each after its Bilinear-n
-            nn.Sequential(Convolution(64, 64, kernel_size=4, padding=2), nn.ReLU(), nn.Dropout(0.2))
+            nn.Sequential(nn.Conv2d(64, 64, kernel_size=4, padding=2), nn.ReLU(), nn.Dropout(0.2))
             for _ in range(6)
         )
         self.head = nn.Sequential(
-            Convolution(64, 64, kernel_size=3, padding=1),  # DecConv-7, after Bilinear-7
+            nn.Conv2d(64, 64, kernel_size=3, padding=1),  # DecConv-7, after Bilinear-7
             nn.ReLU(),
-            Convolution(64, out_channels, kernel_size=3, padding=1),  # DecConv-8
+            nn.Conv2d(64, out_channels, kernel_size=3, padding=1),  # DecConv-8
         )
 
     def forward(self, images: Tensor) -> Tensor:

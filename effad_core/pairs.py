@@ -6,12 +6,6 @@ The lines cited here are those of Algorithm 3 in the supplement.
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
-
 from effad_core.backbones import FeatureExtractor
 from effad_core.datasets.images import DataError
 from effad_core.datasets.pretraining import Draws, PretrainingImages
@@ -20,6 +14,12 @@ from effad_core.losses import mean_squared_difference
 from effad_core.networks import output_length
 from effad_core.precision import computing_in, resolve_precision
 from effad_core.statistics import channel_statistics
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
     from effad_core.distillation import DistillationSchedule
@@ -47,7 +47,7 @@ class Pairs:
     ):
         self.extractor, self.schedule = extractor, schedule
         self.device, self.workers = device, workers
-        self.precision = resolve_precision(schedule.precision, device)
+        self.precision = resolve_precision(schedule.precision, device, "training")
         self.psi_size = extractor.input_size(schedule.size)
         self.cells = output_length(schedule.size, schedule.padding)
         extractor.to(device, memory_format=torch.channels_last)

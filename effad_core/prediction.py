@@ -5,14 +5,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from effad_core.datasets.images import ImageLike, open_image
+from effad_core.datasets.transforms import resize, to_tensor
+from effad_core.thresholds import OperatingPoint
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from effad_core.datasets.images import ImageLike, open_image
-from effad_core.datasets.transforms import resize, to_tensor
-from effad_core.thresholds import OperatingPoint
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,17 @@ class Predictor(ABC):
     image_size: tuple[int, int]
     threshold: OperatingPoint | None
     pixel_threshold: OperatingPoint | None
+
+    @abstractmethod
+    def use_device(self, device: str | torch.device | None = None) -> None:
+        """Compute there from now on.
+
+        Args:
+            device: None takes the GPU where there is one (see `choose_device`).
+
+        Raises:
+            ValueError: if this machine does not have it, or the predictor is bound to another.
+        """
 
     @abstractmethod
     def combined_maps(self, images: Tensor, precision: str) -> Tensor:

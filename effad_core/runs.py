@@ -5,17 +5,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
 
 from effad_core import files
 from effad_core.files import RunError, write_text
 from effad_core.precision import PRECISIONS, resolve_precision
 from effad_core.weights import load_state, load_weights, read_tensors, write_tensors
+
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def settled_precision(
                 precision = config["schedule"]["precision"]
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             pass  # there is no run, or it is refused later
-    return resolve_precision(precision, device)
+    return resolve_precision(precision, device, "training")
 
 
 class Run:
@@ -84,8 +84,10 @@ class Run:
         total: iterations until it is finished.
         save_seconds: time between checkpoints.
         writes: False in the second and further processes of one training: they only resume.
+        notes: JSON-able facts for config.json which a resumed run need not share.
 
     Attributes:
+        before_save: is called before a checkpoint is written; what it raises prevents that.
         window: JSON-able values of the iterations since the last row of the log, which the next
             row sums up; a checkpoint holds them too. To be appended to, and cleared, in place.
     """
@@ -102,9 +104,12 @@ class Run:
         total: int,
         save_seconds: float = 120,
         writes: bool = True,
+        notes: Mapping[str, str] | None = None,
     ):
         self.folder = None if folder is None else Path(folder)
         self.config = json.loads(json.dumps(config))
+        self.notes = dict(notes or {})
+        self.before_save: Callable[[], None] = lambda: None
         self.modules, self.optimizers, self.total = modules, optimizers, total
         self.save_seconds = save_seconds
         self.writes = writes and self.folder is not None
@@ -151,7 +156,8 @@ class Run:
         path = self.folder / self.CHECKPOINT
         if not path.exists():
             if self.writes:
-                write_text(self.folder / self.CONFIG, json.dumps(self.config, indent=2) + "\n")
+                content = json.dumps(self.config | self.notes, indent=2) + "\n"
+                write_text(self.folder / self.CONFIG, content)
                 (self.folder / self.LOG).unlink(missing_ok=True)
             return 0, {}
         tensors, header = read_tensors(path, "checkpoint", config=dict, iteration=int)
@@ -211,6 +217,7 @@ class Run:
 
     def save(self, iteration: int) -> None:
         """Write the log so far, then the checkpoint after `iteration` iterations."""
+        self.before_save()
         if not self.writes:
             return
         tensors = {

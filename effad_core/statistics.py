@@ -50,7 +50,8 @@ class ChannelMoments:
     """Mean and deviation of every channel of the feature maps seen so far; refuses nothing.
 
     Instead of the sequence X of Algorithms 1 and 3 it holds running sums, by Chan's parallel update
-    in float64. NaN or infinite features leave their own channel without finite results, no other.
+    in float64: on the maps' device if that has float64, else on the CPU. NaN or infinite features
+    leave their own channel without finite results, no other.
 
     Args:
         covariance: also keep the covariance of every two channels, C x C numbers.
@@ -68,7 +69,10 @@ class ChannelMoments:
     def add(self, maps: Tensor) -> None:
         """Take in feature maps of shape (N, C, H, W)."""
         # Algorithm 1, lines 3 and 7; Algorithm 3, lines 2 and 9: take in the maps of all channels
-        values = maps.detach().transpose(0, 1).flatten(start_dim=1).double()  # (C, N*H*W)
+        maps = maps.detach()
+        if maps.device.type not in ("cpu", "cuda"):  # Apple's MPS, for one, has no float64
+            maps = maps.cpu()
+        values = maps.transpose(0, 1).flatten(start_dim=1).double()  # (C, N*H*W)
         n = values.shape[1]
         chunk_mean = values.mean(dim=1)
         delta = chunk_mean - self.mean

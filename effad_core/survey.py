@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from tqdm.auto import tqdm
-
 from effad_core.datasets import Sample, Scenario, evenly
 from effad_core.prediction import Prediction, Predictor
 from effad_core.thresholds import OperatingPoint, lowest_rate, threshold_for_fpr
+
+import numpy as np
+from tqdm.auto import tqdm
 
 METHODS = {  # title of a map's column -> where a prediction has it
     "student–teacher": "st_map",

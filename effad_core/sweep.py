@@ -18,9 +18,6 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from effad_core.datasets import (
     DATASETS,
     SCENARIOS,
@@ -33,11 +30,15 @@ from effad_core.datasets import (
     open_scenario,
 )
 from effad_core.detector import EfficientAD
+from effad_core.devices import DEVICE_HELP, choose_device
 from effad_core.evaluation import KINDS, METRICS, evaluate
 from effad_core.files import RunError, remove_parts, write_text
 from effad_core.runs import alone
 from effad_core.training import DETECTOR, PRESETS, Schedule, train
 from effad_core.weights import fingerprint
+
+import numpy as np
+import torch
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "data" / "paper_results.json"
@@ -115,16 +116,17 @@ def run_one(
     size: str = "small",
     maps: Path | None = None,
     teacher: str | Path = SHIPPED,
+    device: str | torch.device | None = None,
 ) -> Metrics:
     """Train (or take up, or load) one run and evaluate it, unless its metrics are there already.
 
     metrics.json counts as this run's if it names the bytes of its detector and its test images.
     With a folder `maps`, the run is evaluated in any case and its anomaly maps are written there.
-    The teacher is as in `new_detector`.
+    The teacher is as in `new_detector`, the device as in `train`.
     """
     detector = new_detector(size, teacher)
     start = time.perf_counter()
-    train(detector, scenario, schedule, pretraining, run_dir, seed=seed)
+    train(detector, scenario, schedule, pretraining, run_dir, seed=seed, device=device)
     minutes = (time.perf_counter() - start) / 60
     files = "\n".join(f"{s.anomaly_type}/{s.path.name}" for s in scenario.test)
     identity = {
@@ -134,7 +136,9 @@ def run_one(
     if maps is None and (known := _read_metrics(run_dir / METRICS, identity)) is not None:
         print(f"{run_dir.name}: evaluated before", flush=True)
         return known
-    evaluation = evaluate(detector, scenario, keep_maps=None if maps is None else True)
+    evaluation = evaluate(
+        detector, scenario, keep_maps=None if maps is None else True, device=device
+    )
     metrics = evaluation.save(run_dir, seed=seed, **identity)
     if maps is not None:
         print(f"maps in {evaluation.save_maps(maps / run_dir.name)}", flush=True)
@@ -315,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         type=_at_least(0),
         help="steps of the autoencoder alone, instead of the profile's",
     )
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
     parser.add_argument("--maps", type=Path, help="write anomaly maps (float32 TIFFs) into this")
     parser.add_argument("--runs", type=Path, default=ROOT / "build" / "runs")
@@ -322,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         failed = _run(args)
-    except (DataError, RunError) as error:
+    except (DataError, RunError, ValueError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
@@ -334,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(args: argparse.Namespace) -> dict[str, str]:
     """Run the sweep, print its tables and write its file; returns what failed, with the reason."""
+    device = choose_device(args.device)
     entries = plan(args.sources)
     weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())
     pretraining = open_pretraining(args.pretraining)
@@ -342,6 +348,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     schedule = Schedule.named(args.profile, **changes)
     suffix = _suffix(args, schedule, weights)
     print(pretraining.describe())
+    print(f"computing on {device}")
     results = {entry.name: {"dataset": entry.dataset, "seeds": {}} for entry in entries}
     failed: dict[str, str] = {}
     settings = {
@@ -373,6 +380,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
                         args.size,
                         args.maps,
                         args.teacher,
+                        device,
                     )
                 except (DataError, RunError, ValueError, OSError) as error:
                     failed[run] = str(error)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from numbers import Integral, Real
 
+from effad_core.metrics import checked_numbers
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import betaincinv
-
-from effad_core.metrics import checked_numbers
 
 _KINDS = {  # what each kind says; it knows the numbers named here, and no others
     "fpr-confident": "at most {rate} of normal images are called anomalous ({confidence} "

@@ -22,16 +22,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from effad_core.costs import METHODS, count
 from effad_core.costs.regression import EfficientAD as CountedNetworks
 from effad_core.detector import EfficientAD
+from effad_core.devices import DEVICE_HELP
 from effad_core.files import RunError
 from effad_core.inference import PreparedDetector
 from effad_core.sweep import PAPER, layout
+
+import numpy as np
+import torch
+from torch import Tensor
 
 PAPER_GPU = "RTX A6000"  # of the paper's throughputs and memory
 WARM_UP, RUNS, BATCH_SIZE = 1000, 1000, 16  # the paper's
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--size", nargs="+", choices=("small", "medium"), default=["small", "medium"]
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile, with CUDA graphs")
     parser.add_argument("--warm-up", type=int, default=WARM_UP)

@@ -6,14 +6,12 @@ The lines cited here are those of Algorithm 1 in the supplement.
 
 import math
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-
-import numpy as np
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from effad_core.datasets import (
     PretrainingImages,
@@ -24,16 +22,25 @@ from effad_core.datasets import (
 )
 from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
 from effad_core.detector import EfficientAD
+from effad_core.devices import choose_device
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 from effad_core.memory import keep_freed_memory
-from effad_core.precision import computing_in, resolve_precision
+from effad_core.precision import computing_in, describe_precision, resolve_precision
 from effad_core.runs import Run, settled_precision
+from effad_core.shortcuts import mean_squared_difference_to
 from effad_core.statistics import channel_statistics
+from effad_core.threads import usable_processors
 from effad_core.weights import fingerprint
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
 
 DETECTOR = "detector.safetensors"
 TERMS = ("L_hard", "penalty", "L_AE", "L_STAE")
 PRESETS = ("smoke", "quick", "laptop", "paper")
+MOST_WORKERS = 8  # threads that prepare images for a GPU
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,8 @@ def train(
     run_dir: str | os.PathLike | None = None,
     seed: int = 0,
     log_every: int = 20,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
 ) -> dict[str, float]:
     """Train a detector on a scenario's normal images (Algorithm 1). In place.
 
@@ -147,6 +156,10 @@ def train(
             detector.safetensors; None writes nothing.
         seed: initialisation and every random choice derive from it and the iteration.
         log_every: iterations between rows of the log.
+        device: where to train, and where the detector then is; None takes the GPU where there is
+            one (see `choose_device`).
+        workers: threads that read and augment the images of the next steps meanwhile; None takes
+            none on a CPU, which is busy anyway, and up to eight for a GPU. The result is the same.
 
     Returns:
         The last row of the log: iteration, the loss terms and the learning rate.
@@ -154,11 +167,14 @@ def train(
     Raises:
         DataError: for images that cannot be read.
         RunError: if run_dir is in use, cannot be written, or holds a run with other settings.
-        ValueError: if the images are constant, or the loss is no longer finite.
+        ValueError: if the images are constant, the loss is no longer finite, or this machine does
+            not have the device.
     """
     keep_freed_memory()
+    device = choose_device(device)
     pretraining = open_pretraining() if pretraining is None else pretraining
-    device = detector.device
+    if workers is None:
+        workers = 0 if device.type == "cpu" else min(MOST_WORKERS, usable_processors())
     precision = settled_precision(schedule.precision, device, run_dir)
     schedule = replace(schedule, precision=precision)
     training_images = ResizedImages(scenario.train, detector.image_size)
@@ -187,16 +203,23 @@ def train(
         "seed": seed,
         "schedule": asdict(schedule),
     }
+    arithmetic = describe_precision(precision, device)
     student, autoencoder = detector.student, detector.autoencoder
 
     optimizer = torch.optim.Adam(  # Algorithm 1, line 11
         [{"params": list(network.parameters())} for network in (student, autoencoder)],
         lr=schedule.learning_rate,
         weight_decay=schedule.weight_decay,
+        fused=True,  # one pass over each weight instead of ten
     )
     modules = {"student": student, "autoencoder": autoencoder}
     total_steps = schedule.autoencoder_iterations + schedule.iterations
-    with Run(run_dir, config, modules, {"optimizer": optimizer}, total_steps) as run:
+    notes = {"device": str(device), "arithmetic": arithmetic}
+    run = Run(run_dir, config, modules, {"optimizer": optimizer}, total_steps, notes=notes)
+    with ExitStack() as held:
+        held.enter_context(run)
+        if device.type == "cuda":  # images of one size: the fastest convolutions are worth a search
+            held.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
         done, row = run.resume()
         if done == total_steps and run.folder is not None and (run.folder / DETECTOR).exists():
             finished = EfficientAD.load(run.folder / DETECTOR)
@@ -220,49 +243,76 @@ def train(
             detector, training_images, precision, schedule.cache_megabytes
         )
 
-        def autoencoder_losses(rng: np.random.Generator) -> dict[str, Tensor]:
-            """L_AE on a batch of training images: the autoencoder's steps before Algorithm 1."""
-            chosen = rng.integers(len(training_images), size=schedule.autoencoder_batch).tolist()
-            images = torch.stack([to_tensor(training_images[index]) for index in chosen]).to(device)
-            teacher = torch.cat([teacher_features[index] for index in chosen])
-            with computing_in(precision, device):
-                images = normalise(images).contiguous(memory_format=torch.channels_last)
-                output = autoencoder(images)
-            return {"L_AE": mean_squared_difference(output.float(), teacher)}
+        def draw(step: int) -> tuple[int, list[int], Tensor]:
+            """All that chance decides in a step: a seed for dropout, and the images.
 
-        def losses(rng: np.random.Generator) -> dict[str, Tensor]:
-            index = int(rng.integers(len(training_images)))  # Algorithm 1, line 13
-            image = training_images[index]
-            augmented = augment(image, *draw_augmentation(rng))  # Algorithm 1, lines 23-31
-            p = None
-            if schedule.penalty:
-                p = pretraining.whole_images(rng, 1, detector.image_size)[0]
-            known = teacher_features[index] if schedule.cache_megabytes else None
-            return loss_terms(detector, schedule, to_tensor(image), to_tensor(augmented), p, known)
-
-        progress = tqdm(range(done, total_steps), initial=done, total=total_steps, desc="training")
-        detector.train()
-        for step in progress:  # Algorithm 1, line 12
+            Returns:
+                The seed; the training images' numbers; uint8 images, shape (n, 3, H, W): as many
+                training images, or the training image, the same augmented, and P.
+            """
             rng = np.random.default_rng((seed, step))
-            torch.manual_seed(int(rng.integers(2**63)))  # dropout
+            dropout_seed = int(rng.integers(2**63))
+            if step < schedule.autoencoder_iterations:
+                batch = schedule.autoencoder_batch
+                chosen = rng.integers(len(training_images), size=batch).tolist()
+                images = [to_tensor(training_images[index]) for index in chosen]
+            else:
+                chosen = [int(rng.integers(len(training_images)))]  # Algorithm 1, line 13
+                image = training_images[chosen[0]]
+                augmented = augment(image, *draw_augmentation(rng))  # Algorithm 1, lines 23-31
+                images = [to_tensor(image), to_tensor(augmented)]
+                if schedule.penalty:  # Algorithm 1, line 21
+                    images += [*pretraining.whole_images(rng, 1, detector.image_size)]
+            stacked = torch.stack(images)
+            return dropout_seed, chosen, stacked.pin_memory() if device.type == "cuda" else stacked
+
+        pending: list[tuple[int, dict[str, Tensor]]] = []  # losses that are still on the device
+
+        def fetch() -> None:
+            """Bring the pending losses to the run's window: this waits for the device."""
+            flat = [value for _, terms in pending for value in terms.values()]
+            values = iter(torch.stack(flat).tolist() if flat else ())
+            for step, terms in pending:
+                named = {name: next(values) for name in terms}
+                if not math.isfinite(named["L"]):  # no checkpoint holds NaN weights
+                    raise ValueError(
+                        f"the loss is {named['L']} at step {step + 1}; lower the learning rate, or "
+                        'train with precision="float32"'
+                    )
+                run.window.append(named)
+            pending.clear()
+
+        run.before_save = fetch
+        steps = range(done, total_steps)
+        draws = held.enter_context(closing(ahead(draw, steps, workers)))
+        progress = tqdm(
+            steps, initial=done, total=total_steps, desc=f"training on {device} in {precision}"
+        )
+        detector.train()
+        for step, (dropout_seed, chosen, images) in zip(progress, draws, strict=True):  # line 12
+            torch.manual_seed(dropout_seed)
             iteration = step - schedule.autoencoder_iterations
-            terms = autoencoder_losses(rng) if iteration < 0 else losses(rng)
+            images = images.to(device, non_blocking=True)
+            if iteration < 0:
+                teacher = torch.cat([teacher_features.half(index) for index in chosen])
+                terms = {"L_AE": autoencoder_loss(detector, precision, images, teacher)}
+            else:
+                image, augmented, *p = images
+                known = teacher_features[chosen[0]] if schedule.cache_megabytes else None
+                terms = loss_terms(detector, schedule, image, augmented, *p or [None], known)
             total = sum(terms.values())  # Algorithm 1, line 41
-            if not torch.isfinite(total):  # before the step: no checkpoint holds NaN weights
-                raise ValueError(
-                    f"the loss is {total.item()} at step {step + 1}; lower the learning rate, or "
-                    'train with precision="float32"'
-                )
+            pending.append((step, {name: v.detach() for name, v in (terms | {"L": total}).items()}))
+            if device.type == "cpu":  # where nothing has to be waited for: before the step
+                fetch()
             rates = schedule.learning_rates_at(step)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             optimizer.zero_grad()
             total.backward()
             optimizer.step()  # Algorithm 1, line 42
-            values = terms | {"L": total}
-            run.window.append({name: value.item() for name, value in values.items()})
             last = step + 1 == total_steps
             if last or (step + 1) % log_every == 0 or iteration == -1:
+                fetch()
                 row = _log_row(step + 1, rates[0], run.window)
                 measured = [name for name in TERMS if not math.isnan(row[name])]
                 progress.set_postfix({name: f"{row[name]:.3g}" for name in measured})
@@ -276,6 +326,29 @@ def train(
         if run.folder is not None:
             detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
         return row
+
+
+def ahead(draw: Callable[[int], object], steps: Sequence[int], workers: int) -> Iterator:
+    """`draw(step)` for each step, in order.
+
+    Args:
+        draw: may be called in several threads at once, and for later steps than are asked for.
+        steps: what to call it with.
+        workers: threads that draw the next ones meanwhile; 0: each is drawn when asked for.
+    """
+    if workers == 0:
+        yield from map(draw, steps)
+        return
+    pool, drawn = ThreadPoolExecutor(workers), deque()
+    try:
+        for step in steps:
+            drawn.append(pool.submit(draw, step))
+            if len(drawn) > 2 * workers:
+                yield drawn.popleft().result()
+        while drawn:
+            yield drawn.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def loss_terms(
@@ -306,7 +379,7 @@ def loss_terms(
     images = [augmented, image] + ([] if pretraining_image is None else [pretraining_image])
     images = normalise(torch.stack(images).to(device))  # (3, 3, H, W)
     images = images.contiguous(memory_format=torch.channels_last)
-    with computing_in(resolve_precision(schedule.precision, device), device):
+    with computing_in(resolve_precision(schedule.precision, device, "training"), device):
         with torch.no_grad():  # Algorithm 1, lines 14-15 and 33-34
             teacher = detector.normalised_teacher(images[: 2 if teacher_output is None else 1])
         teacher = teacher.float()
@@ -323,6 +396,27 @@ def loss_terms(
     terms["L_AE"] = mean_squared_difference(y_ae, teacher[:1])  # Algorithm 1, lines 37, 39
     terms["L_STAE"] = mean_squared_difference(y_stae, y_ae)  # Algorithm 1, lines 38, 40
     return terms
+
+
+def autoencoder_loss(
+    detector: EfficientAD, precision: str, images: Tensor, teacher_output: Tensor
+) -> Tensor:
+    """L_AE on a batch of training images: the steps of the autoencoder alone.
+
+    Args:
+        detector: its autoencoder is trained.
+        precision: resolved.
+        images: uint8, shape (N, 3, H, W), on the detector's device.
+        teacher_output: the normalised teacher's of these images, shape (N, C, h, w), of any
+            floating-point format.
+
+    Returns:
+        A scalar with gradients.
+    """
+    with computing_in(precision, detector.device):
+        images = normalise(images).contiguous(memory_format=torch.channels_last)
+        output = detector.autoencoder(images)
+    return mean_squared_difference_to(output, teacher_output)
 
 
 class TeacherFeatures:
@@ -345,9 +439,13 @@ class TeacherFeatures:
         self._left = megabytes * 2**20  # bytes
         self._kept: dict[int, Tensor] = {}
 
-    @torch.no_grad()
     def __getitem__(self, index: int) -> Tensor:
         """Of image `index`, float32, shape (1, C, h, w)."""
+        return self.half(index).float()
+
+    @torch.no_grad()
+    def half(self, index: int) -> Tensor:
+        """The same in float16, as it is kept."""
         output = self._kept.get(index)
         if output is None:
             device = self.detector.device
@@ -358,7 +456,7 @@ class TeacherFeatures:
             if output.nbytes <= self._left:
                 self._kept[index] = output
                 self._left -= output.nbytes
-        return output.float()
+        return output
 
 
 def _log_row(step: int, learning_rate: float, window: list[dict]) -> dict[str, float]:

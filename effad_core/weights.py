@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
 
+from effad_core.files import RunError, one_line, write_file
+
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-
-from effad_core.files import RunError, one_line, write_file
 
 MAX_HEADER = 2**22  # bytes; a detector's are some 20 000
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -155,6 +155,9 @@ def load_state(
         elif value.dtype not in FLOATS or not torch.isfinite(value).all():
             problem = "is not finite"
         else:
+            if value.shape == parameters[int(index)].shape:
+                # a fused optimiser goes through both in the order in which they lie in memory
+                value = torch.empty_like(parameters[int(index)]).copy_(value)
             state["state"].setdefault(int(index), {})[name] = value
             continue
         raise RunError(

@@ -8,12 +8,10 @@ of 144. The result is that of the convolution but for rounding. In float32 the r
 to three times that of adding the products one by one, a few millionths of the outputs' size (torch
 adds in blocks and stays below). `python benchmarks/winograd.py` measures it, and the gain.
 
-`convolution` takes this way inside `with minimal_filtering():`, where it pays, else torch's own.
+`convolution` has the signature of `torch.conv2d` and takes this way where it pays.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -26,24 +24,29 @@ POINTS = (0.0, 1.0, -1.0, 2.0, -0.5)  # and infinity: where the polynomials are 
 STRIP = 160  # tiles that are transformed at once: their 36 numbers per channel stay in the cache
 FEWEST_PRODUCTS, FEWEST_CELLS = 128 * 128, 24 * 24  # below, the transforms cost what they save
 
-_in_use: ContextVar[bool] = ContextVar("minimal_filtering", default=False)
+
+def convolution(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`torch.conv2d`: by `conv2d` below where that is expected to be faster, else torch's own."""
+    margin = _one(padding)
+    plain = (_one(stride), _one(dilation), groups) == (1, 1, 1) and isinstance(margin, int)
+    if plain and pays(images, weight, margin):
+        return conv2d(images, weight, bias, margin)
+    return torch.conv2d(images, weight, bias, stride, padding, dilation, groups)
 
 
-@contextmanager
-def minimal_filtering(enabled: bool = True) -> Iterator[None]:
-    """Let `convolution` choose Winograd's way inside the block."""
-    token = _in_use.set(enabled)
-    try:
-        yield
-    finally:
-        _in_use.reset(token)
-
-
-def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
-    """A convolution of stride 1, by `conv2d` below where that is in use and pays, else torch's."""
-    if _in_use.get() and pays(images, weight, padding):
-        return conv2d(images, weight, bias, padding)
-    return F.conv2d(images, weight, bias, padding=padding)
+def _one(sides: int | str | Sequence[int]) -> int | None:
+    """The number that holds for both sides; None if they differ, or for padding by name."""
+    if isinstance(sides, int):
+        return sides
+    return sides[0] if not isinstance(sides, str) and len(set(sides)) == 1 else None
 
 
 def pays(images: Tensor, weight: Tensor, padding: int) -> bool:
@@ -115,6 +118,31 @@ class FilteredConvolution(nn.Module):
         return filtered(images, self.kernel, self.kernel_size, self.padding).add_(
             self.bias[:, None, None]
         )
+
+
+def filter_convolutions(network: nn.Module, images: Tensor) -> None:
+    """Replace the convolutions for which `conv2d` pays by `FilteredConvolution`s. In place.
+
+    Args:
+        network: for inference on a CPU.
+        images: an example of its input.
+    """
+    large = []
+
+    def note(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if _one(layer.stride) == 1 and pays(inputs[0], layer.weight, layer.padding[0]):
+            large.append(layer)
+
+    convolutions = [layer for layer in network.modules() if type(layer) is nn.Conv2d]
+    hooks = [layer.register_forward_hook(note) for layer in convolutions]
+    with torch.inference_mode():
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if child in large:
+                setattr(parent, name, FilteredConvolution(child))
 
 
 @cache

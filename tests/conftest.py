@@ -5,14 +5,14 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from effad_core import EfficientAD, PatchDescriptionNetwork, detector
+from effad_core.datasets import PretrainingImages, Sample, Scenario
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
-
-from effad_core import EfficientAD, PatchDescriptionNetwork, detector
-from effad_core.datasets import PretrainingImages, Sample, Scenario
 
 
 class NarrowPDN(PatchDescriptionNetwork):

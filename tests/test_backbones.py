@@ -6,18 +6,6 @@ import os
 from pathlib import Path
 from urllib.error import URLError
 
-import numpy as np
-import pytest
-import skimage.data
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import save_file
-from sklearn.datasets import load_sample_image
-from torch import nn
-from torchvision import models
-from torchvision.models.feature_extraction import create_feature_extractor
-
 from effad_core import backbones, pretrained
 from effad_core.backbones import (
     BACKBONES,
@@ -33,6 +21,18 @@ from effad_core.backbones import (
 from effad_core.datasets import DataError
 from effad_core.files import RunError
 from effad_core.networks import PatchDescriptionNetwork
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
+from torch import nn
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor
 
 SAMPLE = Path(
     os.environ.get("EFFAD_IMAGENET_SAMPLE")

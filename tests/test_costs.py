@@ -4,14 +4,6 @@ import re
 from functools import partial
 from itertools import product
 
-import pytest
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torchvision.models import efficientnet_b5
-
 from effad_core.costs import METHODS, Cost, costs, count, main, table
 from effad_core.costs.dsr import CODES, WIDTH, Codebook
 from effad_core.costs.features import AST, FastFlow, SimpleNet
@@ -25,6 +17,14 @@ from effad_core.costs.regression import (
     StudentTeacher,
     UNet,
 )
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.models import efficientnet_b5
 
 
 class NoMemory(TorchDispatchMode):

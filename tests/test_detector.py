@@ -1,11 +1,5 @@
 """Algorithm 2 against plain torch code, every accepted input, and the file on disk."""
 
-import numpy as np
-import pytest
-import torch
-import torch.nn.functional as F
-from PIL import Image
-
 from effad_core import EfficientAD, OperatingPoint, RunError, detector, train
 from effad_core.datasets import DataError
 from effad_core.detector import place_cells
@@ -14,6 +8,12 @@ from effad_core.networks import Autoencoder, PatchDescriptionNetwork
 from effad_core.thresholds import max_f1, pixel_threshold, threshold_for_fpr
 from effad_core.training import Schedule
 from effad_core.weights import write_tensors
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
 
 
 def by_hand(ad, path):

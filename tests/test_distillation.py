@@ -7,13 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import numpy as np
-import pytest
-import torch
-import torch.nn.functional as F
-from torch import nn
-from torch._utils import ExceptionWrapper
-
 from effad_core import (
     DistillationSchedule,
     EfficientAD,
@@ -31,6 +24,13 @@ from effad_core.networks import PatchDescriptionNetwork
 from effad_core.pairs import Pairs
 from effad_core.runs import Run
 from effad_core.weights import read_tensors
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._utils import ExceptionWrapper
 
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
 STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
@@ -197,9 +197,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_a_machine_that_is_timed_otherwise_later(network, pretraining, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
-    for speed in (1, 9):
-        monkeypatch.setattr(precision, "bfloat16_speed", lambda speed=speed: speed)
+    for seconds in (3, 1):  # of bfloat16
+        times = {"float32": 4, "float32-winograd": 2, "bfloat16": seconds}
+        known = {(torch.device("cpu"), "training"): precision.Measurement("training", times)}
+        monkeypatch.setattr(precision, "_measurements", known)
         schedule = replace(TINY, precision="auto")
         distill(network(), Colours(), pretraining, schedule, run_dir=tmp_path)
         _, header = read_tensors(tmp_path / "teacher.safetensors", "teacher")

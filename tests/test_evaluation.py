@@ -3,14 +3,14 @@
 import json
 from dataclasses import replace
 
+from effad_core.datasets import DataError, DefectKind, Sample
+from effad_core.evaluation import MAPS, Evaluation, evaluate
+from effad_core.metrics import aupro, auspro
+
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
-
-from effad_core.datasets import DataError, DefectKind, Sample
-from effad_core.evaluation import MAPS, Evaluation, evaluate
-from effad_core.metrics import aupro, auspro
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])

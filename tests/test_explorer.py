@@ -11,17 +11,17 @@ from html import unescape
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
-import numpy as np
-import pytest
-from ipywidgets import Box, Button, FloatSlider, FloatText
-from PIL import Image
-from scipy import stats
-
 from effad_core import thresholds
 from effad_core.datasets import DataError
 from effad_core.explorer import ThresholdExplorer, panels
 from effad_core.explorer.choices import Choices, span
 from effad_core.thresholds import OperatingPoint
+
+import numpy as np
+import pytest
+from ipywidgets import Box, Button, FloatSlider, FloatText
+from PIL import Image
+from scipy import stats
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
 SCORES = np.array([0.1, 0.2, 0.3, 0.6, 0.25, 0.5, 0.7, 0.9], dtype=np.float32)

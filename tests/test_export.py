@@ -3,14 +3,14 @@
 import json
 import sys
 
+from effad_core import EfficientAD, OperatingPoint, RunError
+
 import numpy as np
 import onnxruntime
 import openvino
 import pytest
 import torch
 from PIL import Image
-
-from effad_core import EfficientAD, OperatingPoint, RunError
 
 
 def session(path):

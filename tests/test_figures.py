@@ -3,13 +3,13 @@
 import ast
 from pathlib import Path
 
+from effad_core import figures
+from effad_core.metrics import image_auroc
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-
-from effad_core import figures
-from effad_core.metrics import image_auroc
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)

@@ -5,6 +5,11 @@ import json
 import struct
 from pathlib import Path
 
+from effad_core import EfficientAD, OperatingPoint, RunError, sweep
+from effad_core.distillation import main as distil
+from effad_core.runs import Run
+from effad_core.weights import MAX_HEADER, load_weights, read_tensors, write_tensors
+
 import nbformat
 import pytest
 import torch
@@ -12,11 +17,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
-
-from effad_core import EfficientAD, OperatingPoint, RunError, sweep
-from effad_core.distillation import main as distil
-from effad_core.runs import Run
-from effad_core.weights import MAX_HEADER, load_weights, read_tensors, write_tensors
 
 ROOT = Path(__file__).parents[1]
 KNOWN = {"__metadata__": {"effad": '{"kind": "thing"}'}}

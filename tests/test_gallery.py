@@ -6,12 +6,6 @@ import re
 from collections import Counter
 from types import SimpleNamespace
 
-import numpy as np
-import pytest
-import torch
-import torch.nn.functional as F
-from PIL import Image
-
 from effad_core import gallery
 from effad_core.datasets import Sample, Scenario, open_scenario, read_image
 from effad_core.detector import place_cells
@@ -35,6 +29,12 @@ from effad_core.survey import (
     survey,
 )
 from effad_core.thresholds import OperatingPoint, threshold_for_fpr
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
 
 POINT = OperatingPoint(0.5, "fpr-average", 19, 0.05, 0.95, 0.05, 0.146)
 

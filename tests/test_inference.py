@@ -1,12 +1,12 @@
 """A prepared detector against the detector that it was made from."""
 
-import numpy as np
-import pytest
-import torch
-
 from effad_core import EfficientAD, OperatingPoint, Sample, evaluate
 from effad_core.inference import PreparedDetector
 from effad_core.winograd import FilteredConvolution
+
+import numpy as np
+import pytest
+import torch
 
 
 def trained(size="small", **options):

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 
+from effad_core import DataError, OperatingPoint, Sample, inspection
+from effad_core.inspection import COLUMNS, fit_thresholds, inspect_images, main, overlay
+
 import numpy as np
 import pytest
 from matplotlib import colormaps
 from PIL import Image
-
-from effad_core import DataError, OperatingPoint, Sample, inspection
-from effad_core.inspection import COLUMNS, fit_thresholds, inspect_images, main, overlay
 
 
 def point(threshold):

@@ -12,17 +12,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-import torchvision
-from PIL import Image
-
 from effad_core import RunError, Schedule, files, sweep, train
 from effad_core.datasets import DataError, open_pretraining, tray
 from effad_core.distillation import main as distil
 from effad_core.files import locked, remove_parts
 from effad_core.runs import Run
 from effad_core.weights import read_tensors
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
 
 SOAK = Path(__file__).parent / "soak" / "interruption.py"
 spec = importlib.util.spec_from_file_location("interruption", SOAK)

@@ -3,13 +3,13 @@
 from fractions import Fraction
 from math import ceil, floor
 
+from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 
 
 def exact_hard_loss(images, quantile: str) -> float:

@@ -1,12 +1,12 @@
 """Image metrics against scikit-learn's, heavy ties included."""
 
+from effad_core.metrics import image_auprc, image_auroc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
-
-from effad_core.metrics import image_auprc, image_auroc
 
 PAIRS = {image_auroc: roc_auc_score, image_auprc: average_precision_score}
 

@@ -1,9 +1,5 @@
 """Tables 1 to 3 line by line; sizes by running; receptive fields by gradient."""
 
-import pytest
-import torch
-from torch import nn
-
 from effad_core.networks import (
     STRIDE,
     Autoencoder,
@@ -11,6 +7,10 @@ from effad_core.networks import (
     PatchDescriptionNetwork,
     output_length,
 )
+
+import pytest
+import torch
+from torch import nn
 
 CONV, POOL = "conv", "pool"
 TABLE_1 = [  # layer, stride, kernel, channels, padding, activation after it

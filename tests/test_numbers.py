@@ -2,10 +2,6 @@
 
 import json
 
-import numpy as np
-import pytest
-import torch
-
 from effad_core import EfficientAD, RunError, Sample, Schedule, evaluate, metrics, thresholds, train
 from effad_core.evaluation import Evaluation
 from effad_core.explorer.choices import Choices
@@ -13,6 +9,10 @@ from effad_core.inference import PreparedDetector
 from effad_core.prediction import Predictor
 from effad_core.statistics import ChannelMoments, channel_statistics, never_varies
 from effad_core.weights import read_tensors, write_tensors
+
+import numpy as np
+import pytest
+import torch
 
 HARM = [np.nan, np.inf, -np.inf]
 
@@ -85,6 +85,9 @@ class Stub(Predictor):
 
     def __init__(self, bad, value, channel):
         self.bad, self.value, self.channel, self.seen = bad, value, channel, 0
+
+    def use_device(self, device=None):
+        pass
 
     def combined_maps(self, images, precision):
         maps = torch.zeros(len(images), 3, 256, 256)

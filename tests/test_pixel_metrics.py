@@ -4,13 +4,6 @@ import tracemalloc
 from fractions import Fraction
 from itertools import pairwise
 
-import numpy as np
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import array_shapes, arrays
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
-
 from effad_core.metrics import (
     aupro,
     auspro,
@@ -20,6 +13,13 @@ from effad_core.metrics import (
     pro_curve,
     spro_curve,
 )
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 LIMITS = (Fraction(1, 20), Fraction(3, 10), Fraction(1, 2), Fraction(1))
 

@@ -1,10 +1,10 @@
 """ "auto" is bfloat16 only where this processor was measured to be far faster in it."""
 
-import pytest
-import torch
-
 from effad_core import precision, winograd
 from effad_core.precision import computing_in, resolve_precision
+
+import pytest
+import torch
 
 CPU = torch.device("cpu")
 

@@ -4,17 +4,17 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
-from torch import nn
-
 import effad_core
 from effad_core import EfficientAD, PatchDescriptionNetwork, open_scenario, teacher_report
 from effad_core.datasets import IMAGENET_MEAN, IMAGENET_STD, DataError
 from effad_core.distillation import save_teacher
 from effad_core.report import TeacherReport, main
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
 
 ARRAYS = ("mean", "deviation", "deviation_ratio", "shift")
 

@@ -2,15 +2,15 @@
 
 import json
 
-import pytest
-import torch
-from safetensors.torch import save_file
-from torch import nn
-
 from effad_core import files, runs
 from effad_core.files import RunError, write_text
 from effad_core.runs import Run, settled_precision
 from effad_core.weights import load_weights, read_tensors, write_tensors
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
 
@@ -290,7 +290,7 @@ def test_checkpoint_cut_short_or_with_a_damaged_header(tmp_path):
     ],
 )  # fmt: skip
 def test_auto_is_timed_where_no_run_says_what_it_began_with(tmp_path, monkeypatch, config):
-    monkeypatch.setattr(runs, "resolve_precision", lambda precision, device: f"now {precision}")
+    monkeypatch.setattr(runs, "resolve_precision", lambda name, device, work: f"now {name}")
     device = torch.device("cpu")
     assert settled_precision("auto", device, None) == "now auto"
     assert settled_precision("auto", device, tmp_path / "new") == "now auto"

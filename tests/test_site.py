@@ -7,12 +7,12 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+from effad_core import figures
+
 import nbformat
 import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-
-from effad_core import figures
 
 ROOT = Path(__file__).parents[1]
 WIDGET = "application/vnd.jupyter.widget-view+json"

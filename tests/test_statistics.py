@@ -1,12 +1,12 @@
 """Streams against numpy on everything at once, however the stream is cut."""
 
+from effad_core.statistics import ChannelMoments, StreamQuantiles, channel_statistics
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from effad_core.statistics import ChannelMoments, StreamQuantiles, channel_statistics
 
 
 def reference(maps):

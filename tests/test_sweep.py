@@ -3,15 +3,15 @@
 import json
 import shutil
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
-
 from effad_core import EfficientAD, PatchDescriptionNetwork, Schedule, sweep
 from effad_core.datasets import DATASETS, DataError
 from effad_core.distillation import save_teacher
 from effad_core.weights import fingerprint
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
 
 
 def scenario_folder(folder, drawn):

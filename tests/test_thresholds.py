@@ -5,13 +5,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
-import pytest
-import sklearn.metrics
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import stats
-
 from effad_core import thresholds
 from effad_core.thresholds import (
     Confusion,
@@ -29,6 +22,13 @@ from effad_core.thresholds import (
     sweep,
     threshold_for_fpr,
 )
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
 
 SHARES = st.floats(0.01, 0.99)
 GUARANTEES = ("confident", "average")

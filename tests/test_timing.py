@@ -3,13 +3,13 @@
 import mmap
 import sys
 
-import numpy as np
-import pytest
-import torch
-
 from effad_core import timing
 from effad_core.costs import METHODS
 from effad_core.timing import main, measure, paper_timings, table
+
+import numpy as np
+import pytest
+import torch
 
 
 class Clocked:

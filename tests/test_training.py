@@ -4,13 +4,6 @@ import csv
 import functools
 from dataclasses import replace
 
-import numpy as np
-import pytest
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from torchvision.transforms import functional as TF
-
 from effad_core import EfficientAD, RunError, Schedule, precision, train, training
 from effad_core.datasets import (
     DataError,
@@ -26,6 +19,13 @@ from effad_core.networks import Autoencoder
 from effad_core.runs import Run
 from effad_core.training import loss_terms
 from effad_core.weights import read_tensors
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision.transforms import functional as TF
 
 TWO = Schedule.paper(iterations=2)
 SEED = 7
@@ -270,11 +270,12 @@ def test_a_machine_that_is_timed_otherwise_later(
     narrow, scenario, pretraining, tmp_path, monkeypatch
 ):
     """ "auto" would be another arithmetic now; a run that goes on keeps its own."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     schedule = Schedule.paper(iterations=1, precision="auto")
-    for first, second, expected in ((9, 1, "bfloat16"), (1, 9, "float32-winograd")):
-        for speed in (first, second):
-            monkeypatch.setattr(precision, "bfloat16_speed", lambda speed=speed: speed)
+    for first, second, expected in ((1, 3, "bfloat16"), (3, 1, "float32-winograd")):
+        for seconds in (first, second):  # of bfloat16
+            times = {"float32": 4, "float32-winograd": 2, "bfloat16": seconds}
+            known = {(torch.device("cpu"), "training"): precision.Measurement("training", times)}
+            monkeypatch.setattr(precision, "_measurements", known)
             detector = narrow()
             train(detector, scenario, schedule, pretraining, tmp_path / expected)
             assert detector.card["training"]["schedule"]["precision"] == expected

@@ -1,11 +1,11 @@
 """Winograd's convolution against torch's, forwards and backwards, in float64 and in float32."""
 
+from effad_core import EfficientAD, winograd
+from effad_core.winograd import conv2d, convolution, minimal_filtering
+
 import pytest
 import torch
 import torch.nn.functional as F
-
-from effad_core import EfficientAD, winograd
-from effad_core.winograd import conv2d, convolution, minimal_filtering
 
 
 def draw(*shape, dtype=torch.float64):

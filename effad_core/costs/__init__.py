@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from textwrap import wrap
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
 from effad_core.costs.dsr import DSR
 from effad_core.costs.features import AST, FastFlow, PatchCore, PatchCoreEnsemble, SimpleNet
 from effad_core.costs.regression import GCAD, EfficientAD, StudentTeacher
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ whose regression networks are the U-Net of the repository jvanvugt/pytorch-unet.
 
 from itertools import pairwise, product
 
+from effad_core.networks import Autoencoder, PatchDescriptionNetwork
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from effad_core.networks import Autoencoder, PatchDescriptionNetwork
 
 POOL = None  # in the lists below; a convolution is (output channels, kernel size)
 DESCRIPTORS = {  # patch size -> layers that turn one patch into 128 features

@@ -5,13 +5,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from effad_core import files
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-
-from effad_core import files
 
 from .images import DataError, list_images, package_folder, read_image
 from .transforms import resize, to_tensor

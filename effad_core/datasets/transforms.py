@@ -3,6 +3,8 @@
 Images travel as uint8 tensors; the detector normalises inside, with the constants below.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from PIL import Image
@@ -41,10 +43,17 @@ def normalise(images: Tensor) -> Tensor:
     Returns:
         float32 tensor of the same shape: what the networks take.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGENET_STD, device=images.device)[:, None, None]
+    mean, std = _imagenet_statistics(images.device)
     scaled = images.float() / 255 if images.dtype == torch.uint8 else images
     return (scaled - mean) / std
+
+
+@cache
+def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, shape (3, 1, 1), copied to a device once: each copy waits for a GPU."""
+    with torch.inference_mode(False):  # so that they can take part in a training too
+        mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).to(device)[..., None, None]
+    return mean, std
 
 
 def draw_augmentation(rng: np.random.Generator) -> tuple[int, float]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from effad_core import thresholds
 from effad_core.thresholds import Confusion, OperatingPoint
+
+import numpy as np
+from numpy.typing import ArrayLike
 
 CONFIDENT, AVERAGE, PIXELS = "confident", "average", "pixels"
 Maps = Sequence[ArrayLike] | None

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-import ipywidgets as widgets
-
 from effad_core import thresholds
 from effad_core.thresholds import OperatingPoint
+
+import ipywidgets as widgets
 
 from .choices import AVERAGE, CONFIDENT, PIXELS, Choices
 

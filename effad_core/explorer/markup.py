@@ -4,10 +4,10 @@ import base64
 import io
 from html import escape
 
+from effad_core.thresholds import Confusion
+
 import numpy as np
 from PIL import Image
-
-from effad_core.thresholds import Confusion
 
 from .choices import counted
 

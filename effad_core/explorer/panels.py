@@ -2,13 +2,13 @@
 
 import math
 
+from effad_core.figures import image_grid, map_panel
+from effad_core.figures.style import ANOMALOUS, BLACK, SKY
+
 import numpy as np
 from matplotlib.contour import ContourSet
 from numpy.typing import ArrayLike
 from skimage.measure import block_reduce
-
-from effad_core.figures import image_grid, map_panel
-from effad_core.figures.style import ANOMALOUS, BLACK, SKY
 
 from .markup import picture
 from .plots import MovingPlot

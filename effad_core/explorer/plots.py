@@ -1,11 +1,5 @@
 """Histogram, ROC and precision-recall curve; each is drawn once, then only its mark moves."""
 
-import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from effad_core.figures.style import (
     ANOMALOUS,
     BLACK,
@@ -17,6 +11,12 @@ from effad_core.figures.style import (
 )
 from effad_core.metrics import image_auprc, image_auroc
 from effad_core.thresholds import Confusion, precision_recall_curve, roc_curve
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from .choices import Choices, span
 from .markup import picture

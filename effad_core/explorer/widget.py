@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import ipywidgets as widgets
-
 from effad_core.thresholds import Confusion, OperatingPoint
+
+import ipywidgets as widgets
 
 from .browser import ImageBrowser
 from .choices import Choices, span

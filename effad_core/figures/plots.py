@@ -3,12 +3,12 @@
 import textwrap
 from collections.abc import Mapping
 
+from effad_core.metrics import image_auroc
+from effad_core.thresholds import roc_curve
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
-
-from effad_core.metrics import image_auroc
-from effad_core.thresholds import roc_curve
 
 from .style import BLACK, GRAY, NORMAL, PALETTE, drawn_in_style, finite, group_colours, new_figure
 

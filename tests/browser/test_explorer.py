@@ -6,13 +6,13 @@ scores that the notebook's evaluation has.
 
 import re
 
+from effad_core import EfficientAD
+
 import numpy as np
 import pytest
 from playwright.sync_api import expect
 from scipy.stats import binom
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
-
-from effad_core import EfficientAD
 
 pytestmark = pytest.mark.timeout(600)  # the first test of each page waits for the notebook
 WHERE = pytest.mark.parametrize("where", ["lab", "app"])

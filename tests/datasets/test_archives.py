@@ -12,13 +12,13 @@ import warnings
 import zipfile
 from pathlib import Path
 
+from effad_core.datasets import DataError, archives, open_scenario
+from effad_core.datasets.archives import main, unpack
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-from effad_core.datasets import DataError, archives, open_scenario
-from effad_core.datasets.archives import main, unpack
 
 SUFFIXES = ("tar", "tar.gz", "tar.xz", "zip")
 

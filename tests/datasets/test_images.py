@@ -3,14 +3,14 @@
 import io
 import os
 
+from effad_core.datasets.images import DataError, list_images, read_image, read_mask
+
 import numpy as np
 import PIL
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-from effad_core.datasets.images import DataError, list_images, read_image, read_mask
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)  # 5 high, 7 wide
 GRAY = RGB[..., 0]

@@ -5,12 +5,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
-
 from effad_core.datasets import (
     DATASETS,
     DataError,
@@ -20,6 +14,12 @@ from effad_core.datasets import (
     list_scenarios,
     open_scenario,
 )
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 
 def image(path, size=(6, 4), dots=(), value=255):

@@ -18,12 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import PIL
-import pytest
-import tifffile
-from PIL import Image
-
 from effad_core.datasets import images
 from effad_core.datasets.images import (
     DataError,
@@ -33,6 +27,12 @@ from effad_core.datasets.images import (
     read_image,
     read_mask,
 )
+
+import numpy as np
+import PIL
+import pytest
+import tifffile
+from PIL import Image
 
 UNREAD = "cannot be read as an image"
 POSIX = os.name == "posix"

@@ -10,15 +10,15 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
 from effad_core import report
 from effad_core.datasets import DataError, hold_out, list_scenarios, open_folder, open_scenario
 from effad_core.datasets.images import printable, read_mask
 from effad_core.datasets.layouts import good_images
 from effad_core.datasets.scenario import Sample
+
+import numpy as np
+import pytest
+from PIL import Image
 
 MASK = np.zeros((4, 6), np.uint8)
 MASK[1, 2] = 255

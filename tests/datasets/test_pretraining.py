@@ -5,12 +5,12 @@ import sys
 import urllib.error
 import urllib.request
 
+from effad_core.datasets import DataError, PretrainingImages, open_pretraining, resize, to_tensor
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
-from effad_core.datasets import DataError, PretrainingImages, open_pretraining, resize, to_tensor
 
 
 def rng(seed=0):

@@ -6,10 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-from PIL import Image
-
 from effad_core.datasets import (
     DataError,
     ResizedImages,
@@ -20,6 +16,10 @@ from effad_core.datasets import (
     open_folder,
     open_scenario,
 )
+
+import numpy as np
+import pytest
+from PIL import Image
 
 
 def image(path, size=(6, 4), value=50):

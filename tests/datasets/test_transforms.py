@@ -1,10 +1,5 @@
 """Algorithm 1's augmentations against the formulas in numpy, and their draws against statistics."""
 
-import numpy as np
-import pytest
-import torch
-from PIL import Image
-
 from effad_core.datasets import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -14,6 +9,11 @@ from effad_core.datasets import (
     to_tensor,
 )
 from effad_core.datasets import resize as resize_image
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
 IMAGE = Image.fromarray(PIXELS)

@@ -2,13 +2,6 @@
 
 import json
 
-import numpy as np
-import pytest
-from PIL import Image
-from skimage.filters import gaussian
-from skimage.measure import label, regionprops
-from skimage.morphology import dilation
-
 from effad_core.datasets import DataError, open_folder, tray
 from effad_core.datasets.tray.parts import silhouette
 from effad_core.datasets.tray.scene import (
@@ -22,6 +15,13 @@ from effad_core.datasets.tray.scene import (
     draw,
     normal_parts,
 )
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.filters import gaussian
+from skimage.measure import label, regionprops
+from skimage.morphology import dilation
 
 CONFIG = {entry["defect_name"]: entry for entry in defects_config()}
 REACH = 32  # pixels that a shadow reaches

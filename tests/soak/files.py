@@ -44,10 +44,10 @@ ROOT = Path(__file__).parents[2]
 
 def prepare() -> None:
     """Networks so small that a detector is read in milliseconds."""
+    from effad_core import detector
+
     import torch
     from torch import nn
-
-    from effad_core import detector
 
     torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("conftest", ROOT / "tests" / "conftest.py")
@@ -65,9 +65,9 @@ def prepare() -> None:
 
 
 def new_run(folder: Path):
-    import torch
-
     from effad_core.runs import Run
+
+    import torch
 
     torch.manual_seed(0)
     network = torch.nn.Linear(3, 2)
@@ -76,10 +76,10 @@ def new_run(folder: Path):
 
 
 def write_originals(folder: Path) -> None:
-    import torch
-
     from effad_core import EfficientAD, OperatingPoint
     from effad_core.distillation import save_teacher
+
+    import torch
 
     torch.manual_seed(0)
     detector = EfficientAD(out_channels=8)

@@ -47,15 +47,15 @@ def load_conftest():
 @functools.cache
 def prepare() -> dict:
     """Import everything once, before the first fork; small networks, a checkpoint at each step."""
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
-
     from effad_core import detector, distillation, sweep, training
     from effad_core.datasets import tray
     from effad_core.datasets.tray.scene import Drawing, defect_name
     from effad_core.runs import Run
+
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
 
     torch.set_num_threads(1)
     conftest = load_conftest()
@@ -103,9 +103,9 @@ def prepare() -> dict:
 
 
 def new_detector():
-    import torch
-
     from effad_core import EfficientAD
+
+    import torch
 
     torch.manual_seed(0)
     return EfficientAD(out_channels=8)
@@ -124,10 +124,10 @@ def training(folder: Path, images: Path) -> None:
 
 
 def distillation(folder: Path, images: Path) -> None:
-    import torch
-
     from effad_core import DistillationSchedule, distill
     from effad_core.datasets import PretrainingImages
+
+    import torch
 
     parts = prepare()
     schedule = DistillationSchedule(

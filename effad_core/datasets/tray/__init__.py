@@ -36,10 +36,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from effad_core import files
+
 import numpy as np
 from PIL import Image
-
-from effad_core import files
 
 from ..images import DataError
 from .scene import SPLITS, defects_config, draw
