@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from effad_core.networks import PATCH_SIZE, PatchDescriptionNetwork
@@ -191,7 +191,7 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     if precision == WINOGRAD:
         faster[torch.conv2d] = convolution
     half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-    with _Instead(faster), half:
+    with _Instead(faster) if faster else nullcontext(), half:
         yield
 
 

@@ -68,7 +68,7 @@ class _MeanSquaredDifference(torch.autograd.Function):
         gradient = torch.empty_like(prediction)
         total = torch.zeros((), device=prediction.device)
         for own, other, slope in zip(prediction, target, gradient, strict=True):
-            difference = own.float().sub_(other)
+            difference = own.to(torch.float32, copy=True).sub_(other)
             total += torch.linalg.vector_norm(difference).square()
             slope.copy_(difference.mul_(2 / prediction.numel()))
         ctx.save_for_backward(gradient)

@@ -269,7 +269,8 @@ def train(
         pending: list[tuple[int, dict[str, Tensor]]] = []  # losses that are still on the device
 
         def fetch() -> None:
-            """Bring the pending losses to the run's window: this waits for the device."""
+            """Bring the pending losses to the run's window, which waits for the device: only for a
+            row of the log and before a checkpoint."""
             flat = [value for _, terms in pending for value in terms.values()]
             values = iter(torch.stack(flat).tolist() if flat else ())
             for step, terms in pending:
@@ -302,8 +303,6 @@ def train(
                 terms = loss_terms(detector, schedule, image, augmented, *p or [None], known)
             total = sum(terms.values())  # Algorithm 1, line 41
             pending.append((step, {name: v.detach() for name, v in (terms | {"L": total}).items()}))
-            if device.type == "cpu":  # where nothing has to be waited for: before the step
-                fetch()
             rates = schedule.learning_rates_at(step)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate

@@ -3,7 +3,6 @@
 from effad_core.networks import (
     STRIDE,
     Autoencoder,
-    Convolution,
     PatchDescriptionNetwork,
     output_length,
 )
@@ -46,7 +45,7 @@ def table(layers):
         if isinstance(layer, nn.ReLU):
             rows[-1][-1] = True
             continue
-        kind = {Convolution: CONV, nn.AvgPool2d: POOL}[type(layer)]
+        kind = {nn.Conv2d: CONV, nn.AvgPool2d: POOL}[type(layer)]
         square = [pair(v) for v in (layer.stride, layer.kernel_size, layer.padding)]
         assert all(a == b for a, b in square)
         stride, kernel, padding = (a for a, _ in square)

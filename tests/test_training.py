@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 from dataclasses import replace
 
 from effad_core import EfficientAD, RunError, Schedule, precision, train, training
@@ -264,6 +265,41 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     others = replace(scenario, train=scenario.train[::-1])
     with pytest.raises(RunError, match="train_names"):
         train(narrow(), others, schedule, pretraining, tmp_path, seed=SEED)
+
+
+def test_images_drawn_ahead_give_the_same_bits(narrow, scenario, pretraining, tmp_path):
+    """Threads draw the next steps' images meanwhile; each step's chance is its own."""
+    schedule = Schedule.smoke(iterations=9, precision="bfloat16")
+    found = []
+    for workers in (0, 1, 3):
+        detector = narrow()
+        train(detector, scenario, schedule, pretraining, seed=SEED, workers=workers)
+        found.append(detector.state_dict())
+    for other in found[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in found[0].items())
+
+
+def test_an_image_that_cannot_be_drawn_ahead_stops_the_training(narrow, scenario, pretraining):
+    def fails(step):
+        if step == 4:
+            raise DataError("x.png cannot be read")
+        return step
+
+    steps = []
+    with pytest.raises(DataError, match=r"x.png cannot be read"):
+        for step in training.ahead(fails, range(50), workers=3):
+            steps.append(step)
+    assert steps == [0, 1, 2, 3]
+    assert list(training.ahead(str, range(11), 2)) == [str(step) for step in range(11)]
+
+
+def test_what_was_measured_is_in_the_runs_config(narrow, scenario, pretraining, tmp_path):
+    """A resumed run need not measure the same again."""
+    train(narrow(), scenario, Schedule.smoke(), pretraining, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["arithmetic"].startswith(config["schedule"]["precision"])
+    assert "times as fast as float32 in training (timed: float32 " in config["arithmetic"]
+    assert config["device"] == "cpu"
 
 
 def test_a_machine_that_is_timed_otherwise_later(

@@ -1,7 +1,7 @@
 """Winograd's convolution against torch's, forwards and backwards, in float64 and in float32."""
 
 from effad_core import EfficientAD, winograd
-from effad_core.winograd import conv2d, convolution, minimal_filtering
+from effad_core.winograd import conv2d, convolution
 
 import pytest
 import torch
@@ -81,27 +81,24 @@ def test_what_it_does_not_do_is_refused(images, weight, padding):
         conv2d(torch.zeros(images), torch.zeros(weight), padding=padding)
 
 
-def test_it_is_taken_only_inside_the_block_and_where_it_pays(monkeypatch):
+def test_it_is_taken_where_it_pays_and_only_there(monkeypatch):
     calls = []
-    monkeypatch.setattr(winograd, "conv2d", lambda *a: calls.append(1) or F.conv2d(*a[:3]))
+    monkeypatch.setattr(winograd, "conv2d", lambda *a: calls.append(a[3]) or F.conv2d(*a[:3]))
     large, small = torch.zeros(1, 128, 40, 40), torch.zeros(1, 128, 12, 12)
     weight, bias = torch.zeros(128, 128, 4, 4), torch.zeros(128)
     convolution(large, weight, bias)
-    assert not calls
-    with minimal_filtering():
-        convolution(large, weight, bias)
-        assert len(calls) == 1
-        convolution(small, weight, bias)
-        convolution(large, weight[:, :, :1, :1], bias)
-        convolution(large, weight[:32], bias[:32])
-        convolution(large.double(), weight.double(), bias.double())
-        with minimal_filtering(False):
-            convolution(large, weight, bias)
-        assert len(calls) == 1
-        convolution(large, weight, bias)
-        assert len(calls) == 2  # the inner block has ended
-    convolution(large, weight, bias)
-    assert len(calls) == 2
+    convolution(large, weight, bias, (1, 1), (0, 0), (1, 1), 1)  # as nn.Conv2d calls it
+    convolution(large, weight, bias, padding=(2, 2))
+    assert calls == [0, 0, 2]
+    convolution(small, weight, bias)
+    convolution(large, weight[:, :, :1, :1], bias)
+    convolution(large, weight[:32], bias[:32])
+    convolution(large.double(), weight.double(), bias.double())
+    for other in ({"stride": 2}, {"padding": (1, 2)}, {"padding": "valid"}, {"dilation": (2, 2)}):
+        found = convolution(large, weight, bias, **other)
+        assert found.shape == F.conv2d(large, weight, bias, **other).shape
+    convolution(large, weight[:, :64], bias, groups=2)
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])
