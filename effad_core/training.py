@@ -230,18 +230,10 @@ def train(
                 detector.eval()  # the new student and autoencoder are not yet
                 return row
 
-        # Algorithm 1, lines 3-10: mu and sigma of the teacher over the training images
-        with torch.no_grad(), computing_in(precision, device):
-            mu, sigma = channel_statistics(
-                detector.teacher(normalise(images.to(device))).float()
-                for images in training_images.batches(8)
-            )
-        detector.mu.copy_(mu[:, None, None])
-        detector.sigma.copy_(sigma[:, None, None])
-
         teacher_features = TeacherFeatures(
             detector, training_images, precision, schedule.cache_megabytes
         )
+        teacher_features.find_statistics()  # Algorithm 1, lines 3-10
 
         def draw(step: int) -> tuple[int, list[int], Tensor]:
             """All that chance decides in a step: a seed for dropout, and the images.
@@ -419,16 +411,16 @@ def autoencoder_loss(
 
 
 class TeacherFeatures:
-    """The normalised teacher's output on training images, computed when an image first needs it.
+    """The teacher's output on training images, normalised, computed once for each image.
 
     Every output is rounded to half precision (an error of at most 0.05 %), whether or not it is
     kept, so that a training does not depend on how many of them fit, or on being resumed.
 
     Args:
-        detector: with mu and sigma, which must not change any more.
+        detector: its mu and sigma are found by `find_statistics`, or are there already.
         images: the training images.
         precision: resolved.
-        megabytes: memory for the outputs; those that do not fit are computed again.
+        megabytes: memory for the outputs; those that do not fit are computed when they are needed.
     """
 
     def __init__(
@@ -438,24 +430,53 @@ class TeacherFeatures:
         self._left = megabytes * 2**20  # bytes
         self._kept: dict[int, Tensor] = {}
 
+    def find_statistics(self) -> None:
+        """Set the detector's mu and sigma, and keep the outputs that they are found from.
+
+        Algorithm 1, lines 3-10.
+
+        Raises:
+            ValueError: as `channel_statistics`.
+        """
+        mu, sigma = channel_statistics(map(self._keep, range(len(self.images))))
+        self.detector.mu.copy_(mu[:, None, None])
+        self.detector.sigma.copy_(sigma[:, None, None])
+        for index, output in self._kept.items():
+            self._kept[index] = self._normalised(output)
+            self._left += output.nbytes - self._kept[index].nbytes
+
     def __getitem__(self, index: int) -> Tensor:
         """Of image `index`, float32, shape (1, C, h, w)."""
         return self.half(index).float()
 
-    @torch.no_grad()
     def half(self, index: int) -> Tensor:
         """The same in float16, as it is kept."""
         output = self._kept.get(index)
         if output is None:
-            device = self.detector.device
-            image = normalise(to_tensor(self.images[index])[None].to(device))
-            with computing_in(self.precision, device):
-                image = image.contiguous(memory_format=torch.channels_last)
-                output = self.detector.normalised_teacher(image).half()
+            output = self._normalised(self._output(index))
             if output.nbytes <= self._left:
                 self._kept[index] = output
                 self._left -= output.nbytes
         return output
+
+    def _keep(self, index: int) -> Tensor:
+        """The teacher's output, not normalised, float32; kept as it was computed, if it fits."""
+        output = self._output(index)
+        if output.nbytes <= self._left:
+            self._kept[index] = output
+            self._left -= output.nbytes
+        return output.float()
+
+    @torch.no_grad()
+    def _output(self, index: int) -> Tensor:
+        """The teacher's output, not normalised, in the format in which it was computed."""
+        device = self.detector.device
+        image = normalise(to_tensor(self.images[index])[None].to(device))
+        with computing_in(self.precision, device):
+            return self.detector.teacher(image.contiguous(memory_format=torch.channels_last))
+
+    def _normalised(self, output: Tensor) -> Tensor:
+        return ((output - self.detector.mu) / self.detector.sigma).half()
 
 
 def _log_row(step: int, learning_rate: float, window: list[dict]) -> dict[str, float]:
