@@ -5,7 +5,7 @@
 An iteration of EfficientAD-S, the teacher's output kept, on as many threads as there are
 processors: alone, beside one process that is busy in one thread, and beside a second training.
 With threads that wait passively, as `import effad_core` has them (effad_core/threads.py), and with
-OpenMP's default, which is to spin. Each arithmetic in a process of its own, by turns.
+OpenMP's default, which is to spin for a while. Each arithmetic in a process of its own, by turns.
 """
 
 import multiprocessing
@@ -20,7 +20,10 @@ import turns
 from training_iteration import core_iteration
 
 ROUNDS = 5
-POLICIES = ("PASSIVE", "ACTIVE")
+POLICIES = {  # name: environment; 300,000 turns of a loop are what OpenMP (GNU) waits by default
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "default": {"GOMP_SPINCOUNT": "300000"},
+}
 NEIGHBOURS = ("nobody", "a busy process", "a second training")
 
 
@@ -59,8 +62,9 @@ def main() -> None:
     print(f'"auto" took {measured.describe(auto)}')
     precisions = [name for name in CANDIDATES["training"] if name in measured.seconds]
     print(f"{'seconds, median (x alone)':34}" + "".join(f"{name:>24}" for name in NEIGHBOURS))
-    for policy in POLICIES:
-        os.environ["OMP_WAIT_POLICY"] = policy  # processes that start from now on inherit it
+    for policy, environment in POLICIES.items():
+        os.environ.pop("OMP_WAIT_POLICY", None)  # which this process has from effad_core
+        os.environ |= environment  # processes that start from now on inherit it
         ways = {name: turns.Way(core_iteration, ("small", name, True)) for name in precisions}
         taken = {name: [] for name in precisions}
         with ExitStack() as stack:

@@ -104,11 +104,11 @@ def anomalib(size: str) -> Callable[[], object]:
 
 def main() -> None:
     args = turns.arguments(__doc__)
-    measured = measure(turns.CPU, "inference")
-    auto = measured.fastest(CANDIDATES["inference"])
-    possible = [name for name in CANDIDATES["inference"] if name in measured.seconds]
-    halves = "bfloat16" in possible and measured.seconds["bfloat16"] < measured.seconds["float32"]
     for size in args.size:
+        measured = measure(turns.CPU, "inference", size)
+        auto = measured.fastest(CANDIDATES["inference"])
+        possible = [name for name in CANDIDATES["inference"] if name in measured.seconds]
+        halves = measured.seconds.get("bfloat16", float("inf")) < measured.seconds["float32"]
         flops = count(lambda size=size: Networks(size), 256)[1]
         built = {"plain, float32": (plain, size)}
         built |= {f"prepared, {name}": (prepared, size, name) for name in possible}

@@ -148,10 +148,10 @@ def number_format(precision: str) -> str:
 
 def main() -> None:
     args = turns.arguments(__doc__)
-    measured = measure(turns.CPU, "training")
-    auto, described = measured.fastest(), measured.describe(measured.fastest())
-    possible = [name for name in CANDIDATES["training"] if name in measured.seconds]
     for size in args.size:
+        measured = measure(turns.CPU, "training", size)
+        auto = measured.fastest()
+        possible = [name for name in CANDIDATES["training"] if name in measured.seconds]
         whole = flops(plain_iteration(size))
         counted = {kept: flops(core_iteration(size, "float32", kept)) for kept in (False, True)}
         ways = {"plain, float32": turns.Way(plain_iteration, (size,), whole)}
@@ -167,7 +167,7 @@ def main() -> None:
             )
         taken = turns.compare("One iteration of Algorithm 1", size, ways, args.rounds)
         kept = {p: taken[f"effad_core, {p}, kept"] for p in possible}
-        turns.print_choice(described, kept[auto], kept)
+        turns.print_choice(measured.describe(auto), kept[auto], kept)
     ways = {}
     for name, build, arguments in (
         ("torch's own, the teacher's output computed", torch_autoencoder, (False,)),

@@ -149,7 +149,8 @@ class EfficientAD(nn.Module, Predictor):
         Returns:
             Two float32 tensors of shape (N, H, W).
         """
-        with computing_in(resolve_precision(precision, self.device), self.device):
+        precision = resolve_precision(precision, self.device, size=self.size)
+        with computing_in(precision, self.device):
             images = images.to(self.device).contiguous(memory_format=torch.channels_last)
             differences = self.squared_differences(images)
         return tuple(  # Algorithm 1, lines 54-55; Algorithm 2, lines 6-7

@@ -164,7 +164,7 @@ def distill(
     keep_freed_memory()
     device = choose_device(device)
     teacher.to(device)
-    precision = settled_precision(schedule.precision, device, run_dir)
+    precision = settled_precision(schedule.precision, device, run_dir, teacher.size)
     chosen = torch.tensor(PRECISIONS.index(precision), device=device)
     distributed.share(chosen)  # all processes compute as the first
     schedule = replace(schedule, precision=PRECISIONS[chosen])

@@ -51,7 +51,7 @@ class PreparedDetector(Predictor):
     ):
         self.device = choose_device(device)
         allowed = (*PRECISIONS, "float16")
-        precision = resolve_precision(precision, self.device, "inference", allowed)
+        precision = resolve_precision(precision, self.device, "inference", allowed, detector.size)
         self.precision = precision
         self.image_size = detector.image_size
         self.threshold, self.pixel_threshold = detector.threshold, detector.pixel_threshold

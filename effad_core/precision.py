@@ -54,6 +54,7 @@ def resolve_precision(
     device: torch.device,
     work: str = "inference",
     allowed: tuple[str, ...] = PRECISIONS,
+    size: str = "small",
 ) -> str:
     """ "auto" becomes what this machine was measured to be fastest in; other names stay.
 
@@ -67,32 +68,35 @@ def resolve_precision(
         device: where to compute.
         work: what "auto" is to be fastest in: "training" or "inference".
         allowed: the names accepted.
+        size: of the PDN, "small" or "medium".
 
     Raises:
         ValueError: for any other name.
     """
     if precision not in allowed:
         raise ValueError(f"precision must be one of {', '.join(allowed)}, not {precision!r}")
-    return measure(device, work).fastest(allowed) if precision == "auto" else precision
+    return measure(device, work, size).fastest(allowed) if precision == "auto" else precision
 
 
-def describe_precision(precision: str, device: torch.device, work: str = "training") -> str:
+def describe_precision(
+    precision: str, device: torch.device, work: str = "training", size: str = "small"
+) -> str:
     """One line on a resolved precision; with the times, if it was measured in this process.
 
     Args:
-        precision, device, work: as in `resolve_precision`.
+        precision, device, work, size: as in `resolve_precision`.
     """
-    known = _measurements.get((device, work))
+    known = _measurements.get((device, work, size))
     if known is None or precision not in known.seconds or "float32" not in known.seconds:
         return precision
     return known.describe(precision)
 
 
-_measurements: dict[tuple[torch.device, str], Measurement] = {}
+_measurements: dict[tuple[torch.device, str, str], Measurement] = {}
 
 
-def measure(device: torch.device, work: str) -> Measurement:
-    """Time every candidate on the convolutions of PDN-S; once a process, device and kind of work.
+def measure(device: torch.device, work: str, size: str = "small") -> Measurement:
+    """Time every candidate on the PDN's convolutions; once a process, device, work and size.
 
     Training is a pass forwards and backwards, inference one forwards. The candidates take turns, so
     that whatever else the machine does slows all of them alike. A format for which the processor
@@ -102,22 +106,24 @@ def measure(device: torch.device, work: str) -> Measurement:
     Args:
         device: where to compute.
         work: "training" or "inference".
+        size: of the PDN, "small" or "medium".
     """
-    if (device, work) not in _measurements:
-        _measurements[device, work] = _measure(device, work)
-    return _measurements[device, work]
+    if (device, work, size) not in _measurements:
+        _measurements[device, work, size] = _measure(device, work, size)
+    return _measurements[device, work, size]
 
 
-def _measure(device: torch.device, work: str) -> Measurement:
+def _measure(device: torch.device, work: str, size: str) -> Measurement:
     start = time.perf_counter()
     on_cpu = device.type == "cpu"
     trial = (1, 3, PATCH_SIZE + 7, PATCH_SIZE + 7)
     # on a CPU a strip of an image, as wide as the real ones; a GPU needs more to be busy
-    real = (1, 3, 96, 256) if on_cpu else (4, 3, 256, 256)
+    strip = (1, 3, 96 if size == "small" else 80, 256)
+    real = strip if on_cpu else (4, 3, 256, 256)
     names = [name for name in CANDIDATES[work] if on_cpu or name != WINOGRAD]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = PatchDescriptionNetwork("small").to(device, memory_format=torch.channels_last)
+        network = PatchDescriptionNetwork(size).to(device, memory_format=torch.channels_last)
         passes, short = {}, {}
         for name in names:
             try:
@@ -152,7 +158,7 @@ def _pass(
 
         return train
     dtype = getattr(torch, precision.removesuffix("-winograd"))
-    ready = PatchDescriptionNetwork("small").requires_grad_(False)
+    ready = PatchDescriptionNetwork(network.size).requires_grad_(False)
     ready.to(device, dtype, memory_format=torch.channels_last)
     if precision == WINOGRAD:
         filter_convolutions(ready, torch.zeros(1, 3, 256, 256))

@@ -46,7 +46,10 @@ def alone(path: Path, lock: Path, choice: str) -> Iterator[None]:
 
 
 def settled_precision(
-    precision: str, device: torch.device, folder: str | os.PathLike | None
+    precision: str,
+    device: torch.device,
+    folder: str | os.PathLike | None,
+    size: str = "small",
 ) -> str:
     """`resolve_precision`, but "auto" stays what the folder's run began with.
 
@@ -54,7 +57,7 @@ def settled_precision(
     taken up again would become another one.
 
     Args:
-        precision, device: as in `resolve_precision`.
+        precision, device, size: as in `resolve_precision`.
         folder: of the run; its config.json holds the schedule, if the run was begun before.
 
     Raises:
@@ -67,7 +70,7 @@ def settled_precision(
                 precision = config["schedule"]["precision"]
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             pass  # there is no run, or it is refused later
-    return resolve_precision(precision, device, "training")
+    return resolve_precision(precision, device, "training", size=size)
 
 
 class Run:

@@ -175,7 +175,7 @@ def train(
     pretraining = open_pretraining() if pretraining is None else pretraining
     if workers is None:
         workers = 0 if device.type == "cpu" else min(MOST_WORKERS, usable_processors())
-    precision = settled_precision(schedule.precision, device, run_dir)
+    precision = settled_precision(schedule.precision, device, run_dir, detector.size)
     schedule = replace(schedule, precision=precision)
     training_images = ResizedImages(scenario.train, detector.image_size)
     validation_images = ResizedImages(scenario.validation, detector.image_size)
@@ -203,7 +203,7 @@ def train(
         "seed": seed,
         "schedule": asdict(schedule),
     }
-    arithmetic = describe_precision(precision, device)
+    arithmetic = describe_precision(precision, device, "training", detector.size)
     student, autoencoder = detector.student, detector.autoencoder
 
     optimizer = torch.optim.Adam(  # Algorithm 1, line 11
@@ -370,7 +370,8 @@ def loss_terms(
     images = [augmented, image] + ([] if pretraining_image is None else [pretraining_image])
     images = normalise(torch.stack(images).to(device))  # (3, 3, H, W)
     images = images.contiguous(memory_format=torch.channels_last)
-    with computing_in(resolve_precision(schedule.precision, device, "training"), device):
+    precision = resolve_precision(schedule.precision, device, "training", size=detector.size)
+    with computing_in(precision, device):
         with torch.no_grad():  # Algorithm 1, lines 14-15 and 33-34
             teacher = detector.normalised_teacher(images[: 2 if teacher_output is None else 1])
         teacher = teacher.float()

@@ -199,7 +199,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 def test_a_machine_that_is_timed_otherwise_later(network, pretraining, tmp_path, monkeypatch):
     for seconds in (3, 1):  # of bfloat16
         times = {"float32": 4, "float32-winograd": 2, "bfloat16": seconds}
-        known = {(torch.device("cpu"), "training"): precision.Measurement("training", times)}
+        known = {
+            (torch.device("cpu"), "training", "small"): precision.Measurement("training", times)
+        }
         monkeypatch.setattr(precision, "_measurements", known)
         schedule = replace(TINY, precision="auto")
         distill(network(), Colours(), pretraining, schedule, run_dir=tmp_path)

@@ -37,12 +37,12 @@ def test_a_given_precision_stays_and_nothing_is_timed(monkeypatch):
 @pytest.mark.parametrize("fastest", ["float32", "float32-winograd", "bfloat16"])
 def test_auto_is_the_fastest_however_small_the_difference(monkeypatch, fastest):
     times = dict.fromkeys(("float32", "float32-winograd", "bfloat16"), 1.0) | {fastest: 0.99}
-    monkeypatch.setattr(precision, "_measure", lambda device, work: Measurement(work, times))
+    monkeypatch.setattr(precision, "_measure", lambda device, work, size: Measurement(work, times))
     assert resolve_precision("auto", CPU, "training") == fastest
 
 
 def test_only_a_prepared_detector_takes_float16(monkeypatch):
-    monkeypatch.setattr(precision, "_measure", lambda device, work: Measurement(work, TIMES))
+    monkeypatch.setattr(precision, "_measure", lambda device, work, size: Measurement(work, TIMES))
     assert resolve_precision("auto", CPU) == "bfloat16"
     assert resolve_precision("auto", CPU, "inference", ("auto", *TIMES)) == "float16"
 
@@ -55,12 +55,20 @@ def test_a_device_and_a_kind_of_work_are_measured_once(monkeypatch):
     for work in ("training", "inference", "training"):
         resolve_precision("auto", CPU, work)
     resolve_precision("auto", torch.device("mps"), "training")
-    assert asked == [(CPU, "training"), (CPU, "inference"), (torch.device("mps"), "training")]
+    resolve_precision("auto", CPU, "training", size="medium")
+    assert asked == [
+        (CPU, "training", "small"),
+        (CPU, "inference", "small"),
+        (torch.device("mps"), "training", "small"),
+        (CPU, "training", "medium"),
+    ]
 
 
 def test_what_was_measured_is_said(monkeypatch):
     times = {"float32": 0.4, "bfloat16": 0.1}
-    monkeypatch.setattr(precision, "_measurements", {(CPU, "training"): Measurement("t", times)})
+    monkeypatch.setattr(
+        precision, "_measurements", {(CPU, "training", "small"): Measurement("t", times)}
+    )
     said = (
         "bfloat16, 4.00 times as fast as float32 in t (timed: float32 400.0 ms, bfloat16 100.0 ms)"
     )
@@ -130,16 +138,17 @@ def test_what_the_device_cannot_do_is_left_out(monkeypatch):
     assert found.fastest() == "bfloat16"
 
 
+@pytest.mark.parametrize("size", ["small", "medium"])
 @pytest.mark.parametrize("work", ["training", "inference"])
-def test_it_runs_on_this_machine(work):
+def test_it_runs_on_this_machine(work, size):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    found = measure(CPU, work)
+    found = measure(CPU, work, size)
     assert torch.equal(state, torch.get_rng_state())
     assert {"float32", "float32-winograd"} <= found.seconds.keys() <= set(CANDIDATES[work])
     assert all(0 < seconds < 60 for seconds in found.seconds.values())
     assert found.describe(found.fastest()).startswith(found.fastest())
-    assert measure(CPU, work) is found
+    assert measure(CPU, work, size) is found
 
 
 def test_the_candidates_compute_what_they_are_called(monkeypatch):

@@ -290,7 +290,7 @@ def test_checkpoint_cut_short_or_with_a_damaged_header(tmp_path):
     ],
 )  # fmt: skip
 def test_auto_is_timed_where_no_run_says_what_it_began_with(tmp_path, monkeypatch, config):
-    monkeypatch.setattr(runs, "resolve_precision", lambda name, device, work: f"now {name}")
+    monkeypatch.setattr(runs, "resolve_precision", lambda name, device, work, size: f"now {name}")
     device = torch.device("cpu")
     assert settled_precision("auto", device, None) == "now auto"
     assert settled_precision("auto", device, tmp_path / "new") == "now auto"

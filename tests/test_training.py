@@ -310,7 +310,9 @@ def test_a_machine_that_is_timed_otherwise_later(
     for first, second, expected in ((1, 3, "bfloat16"), (3, 1, "float32-winograd")):
         for seconds in (first, second):  # of bfloat16
             times = {"float32": 4, "float32-winograd": 2, "bfloat16": seconds}
-            known = {(torch.device("cpu"), "training"): precision.Measurement("training", times)}
+            known = {
+                (torch.device("cpu"), "training", "small"): precision.Measurement("training", times)
+            }
             monkeypatch.setattr(precision, "_measurements", known)
             detector = narrow()
             train(detector, scenario, schedule, pretraining, tmp_path / expected)
