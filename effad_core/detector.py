@@ -93,7 +93,7 @@ class EfficientAD(nn.Module, Predictor):
         return self.mu.device
 
     def use_device(self, device: str | torch.device | None = None) -> None:
-        self.to(choose_device(device))
+        self.to(choose_device(device, now=self.device))
 
     def initialise_student(self) -> None:
         """Give the detector a new random student and autoencoder, from torch's generator."""

@@ -112,7 +112,7 @@ class Predictor(ABC):
         """Compute there from now on.
 
         Args:
-            device: None takes the GPU where there is one (see `choose_device`).
+            device: None takes the GPU where there is one, and stays on one (see `choose_device`).
 
         Raises:
             ValueError: if this machine does not have it, or the predictor is bound to another.

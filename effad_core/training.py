@@ -171,7 +171,7 @@ def train(
             not have the device.
     """
     keep_freed_memory()
-    device = choose_device(device)
+    device = choose_device(device, now=detector.device)
     pretraining = open_pretraining() if pretraining is None else pretraining
     if workers is None:
         workers = 0 if device.type == "cpu" else min(MOST_WORKERS, usable_processors())

@@ -70,9 +70,16 @@ def test_the_gpu_is_chosen_where_there_is_one(monkeypatch, gpus, cuda, mps, expe
     assert choose_device("cpu") == torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:1", "cpu", torch.device("cuda", 0)])
+@pytest.mark.parametrize("name", ["cuda:0", "cuda:1", "cpu", torch.device("cuda", 0)])
 def test_a_device_that_is_there_is_taken(gpus, name):
-    assert choose_device(name) == torch.device(name)
+    assert choose_device(name) == choose_device(name, now=GPU) == torch.device(name)
+    assert choose_device("cuda") == GPU  # with its number
+
+
+def test_what_is_on_a_gpu_stays_there_unless_told_otherwise(gpus):
+    first = torch.device("cuda", 0)
+    assert choose_device(now=first) == first
+    assert choose_device(now=torch.device("cpu")) == GPU
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch, gpus):
@@ -277,7 +284,7 @@ def test_a_training_leaves_nothing_behind_and_waits_only_for_rows(
 ):
     """The whole loop of `train` on a fake GPU: what needs numbers is replaced, and counted."""
     waits = []
-    monkeypatch.setattr(training, "choose_device", lambda _: GPU)
+    monkeypatch.setattr(training, "choose_device", lambda *_, **__: GPU)
     monkeypatch.setattr(training, "fingerprint", lambda _: "0")
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(FakeTensor, "tolist", lambda t: waits.append(t.device) or [1.0] * t.numel())
