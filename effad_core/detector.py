@@ -21,6 +21,7 @@ from effad_core.networks import (
 )
 from effad_core.precision import computing_in, resolve_precision
 from effad_core.prediction import Predictor
+from effad_core.shipped import shipped
 from effad_core.statistics import StreamQuantiles
 from effad_core.thresholds import OperatingPoint
 from effad_core.weights import load_weights, read_tensors, write_tensors
@@ -32,7 +33,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from effad_core.inference import PreparedDetector
 
-TEACHERS = Path(__file__).parent.parent / "data" / "teachers"
 QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
 MAX_PIXELS, MAX_CHANNELS = 4096**2, 4096  # what a damaged file may make a detector ask for
 
@@ -109,7 +109,7 @@ class EfficientAD(nn.Module, Predictor):
         Raises:
             RunError: if the file is missing, damaged, or of another architecture.
         """
-        path = TEACHERS / f"pdn_{self.size}.safetensors" if path is None else Path(path)
+        path = shipped(f"teachers/pdn_{self.size}.safetensors") if path is None else Path(path)
         if not path.is_file():
             raise RunError(
                 f"there is no teacher {path}; distil one (notebook 02) and give its path"

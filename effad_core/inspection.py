@@ -34,7 +34,6 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 from tqdm.auto import tqdm
 
-ROOT = Path(__file__).parent.parent
 PREDICTIONS, OVERLAYS = "predictions.csv", "overlays"
 COLUMNS = (
     *("image", "score", "threshold", "is_anomalous", "width", "height"),
@@ -370,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("detector", type=Path, help="a detector.safetensors")
     parser.add_argument("images", help="a folder of images, or one image")
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "inspection")
+    parser.add_argument("--output", type=Path, default=Path("build/inspection"))
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)

@@ -34,14 +34,14 @@ from effad_core.devices import DEVICE_HELP, choose_device
 from effad_core.evaluation import KINDS, METRICS, evaluate
 from effad_core.files import RunError, remove_parts, write_text
 from effad_core.runs import alone
+from effad_core.shipped import shipped
 from effad_core.training import DETECTOR, PRESETS, Schedule, train
 from effad_core.weights import fingerprint
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parent.parent
-PAPER = ROOT / "data" / "paper_results.json"
+PAPER = shipped("paper_results.json")
 RESULTS = "per_scenario_results.json"
 SHIPPED, RANDOM = "shipped", "random"  # teachers that need no file
 COLUMNS = {  # metric -> title; those that no scenario has are left out
@@ -322,8 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
     parser.add_argument("--maps", type=Path, help="write anomaly maps (float32 TIFFs) into this")
-    parser.add_argument("--runs", type=Path, default=ROOT / "build" / "runs")
-    parser.add_argument("--output", type=Path, default=ROOT / "build" / "results" / RESULTS)
+    parser.add_argument("--runs", type=Path, default=Path("build/runs"))
+    parser.add_argument("--output", type=Path, default=Path("build/results") / RESULTS)
     args = parser.parse_args(arguments)
     try:
         failed = _run(args)

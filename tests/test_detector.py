@@ -317,7 +317,7 @@ def test_files_that_are_no_detector(narrow, tmp_path):
 def test_load_teacher(tmp_path, monkeypatch):
     torch.manual_seed(5)
     network = PatchDescriptionNetwork()
-    monkeypatch.setattr(detector, "TEACHERS", tmp_path)
+    monkeypatch.setattr(detector, "shipped", lambda name: tmp_path / name.rpartition("/")[2])
     with pytest.raises(RunError, match=r"no teacher .*pdn_small.safetensors; distil one"):
         EfficientAD().load_teacher()
     save_teacher(tmp_path / "pdn_small.safetensors", network, {"extractor": "stub"})

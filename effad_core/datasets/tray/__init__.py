@@ -37,6 +37,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from effad_core import files
+from effad_core.shipped import drawn_data
 
 import numpy as np
 from PIL import Image
@@ -47,7 +48,6 @@ from .scene import SPLITS, defects_config, draw
 VERSION = 1  # of the drawing code: raise it whenever an image changes
 CONFIG, STAMP = "defects_config.json", "tray.json"
 DRAWING = "effad_core parts tray"
-DATA = Path(__file__).parents[3] / "data"
 COUNTS = {"train": 200, "validation": 40, "test": 120}
 FOLDERS = {  # split of the drawing -> folder of its images
     "train": "train/good",
@@ -72,7 +72,7 @@ def tray_folder(root: str | os.PathLike | None = None) -> Path:
     Raises:
         DataError: as `write_tray`.
     """
-    folder = (DATA if root is None else Path(root).expanduser()) / "tray"
+    folder = (drawn_data() if root is None else Path(root).expanduser()) / "tray"
     if not _is_current(folder):
         with _drawing(folder):
             if not _is_current(folder):
