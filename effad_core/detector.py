@@ -33,6 +33,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from effad_core.inference import PreparedDetector
 
+POINTS = {"threshold": "operating_point", "pixel_threshold": "pixel_operating_point"}  # in a file
 QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
 MAX_PIXELS, MAX_CHANNELS = 4096**2, 4096  # what a damaged file may make a detector ask for
 
@@ -54,8 +55,10 @@ class EfficientAD(nn.Module, Predictor):
         teacher, student, autoencoder: T, S and A.
         mu, sigma: the teacher's channel statistics, shape (C, 1, 1).
         quantiles: q_a^ST, q_b^ST, q_a^AE, q_b^AE, shape (4,); NaN until they are found.
-        threshold, pixel_threshold: the `OperatingPoint`s above which a score and a map's pixel are
-            anomalous; None until you choose them. New quantiles take them away.
+        operating_point, pixel_operating_point: the thresholds above which a score and a map's pixel
+            are anomalous, with what is known of them; None until you choose them. New quantiles
+            take them away.
+        threshold, pixel_threshold: the numbers themselves, to be read or set by hand.
         card: provenance of the teacher and the training, JSON-able, saved with the weights.
 
     Raises:
@@ -83,8 +86,7 @@ class EfficientAD(nn.Module, Predictor):
         self.register_buffer("mu", torch.zeros(out_channels, 1, 1))
         self.register_buffer("sigma", torch.ones(out_channels, 1, 1))
         self.register_buffer("quantiles", torch.full((4,), torch.nan))
-        self.threshold: OperatingPoint | None = None
-        self.pixel_threshold: OperatingPoint | None = None
+        self.operating_point = self.pixel_operating_point = None
         self.card: dict = {"teacher": "random"}
         self.eval()
 
@@ -203,7 +205,7 @@ class EfficientAD(nn.Module, Predictor):
                     "validation images; are they constant?"
                 )
         self.quantiles.copy_(found.flatten())
-        self.threshold = self.pixel_threshold = None  # they were on another scale
+        self.operating_point = self.pixel_operating_point = None  # they were on another scale
 
     # --- Algorithm 2 ---------------------------------------------------------------------------
 
@@ -252,8 +254,8 @@ class EfficientAD(nn.Module, Predictor):
             "out_channels": self.out_channels,
             "operating_points": {
                 name: point.to_dict()
-                for name in ("threshold", "pixel_threshold")
-                if (point := getattr(self, name)) is not None
+                for name, attribute in POINTS.items()
+                if (point := getattr(self, attribute)) is not None
             },
             "card": self.card,
         }
@@ -279,8 +281,8 @@ class EfficientAD(nn.Module, Predictor):
             points = header.get("operating_points", {})  # detectors saved before have none
             if not isinstance(points, dict):
                 raise ValueError("the operating points have no names")
-            for name in points.keys() & {"threshold", "pixel_threshold"}:
-                setattr(detector, name, OperatingPoint.from_dict(points[name]))
+            for name in points.keys() & POINTS.keys():
+                setattr(detector, POINTS[name], OperatingPoint.from_dict(points[name]))
         except ValueError as error:
             raise RunError(
                 f"{path} has a header that does not describe a detector: {one_line(error)}"

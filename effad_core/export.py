@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from effad_core.detector import EfficientAD
+from effad_core.detector import POINTS, EfficientAD
 from effad_core.files import RunError
 from effad_core.inference import InferenceGraph
 
@@ -68,7 +68,7 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
         dynamo=True,
         verbose=False,
     )
-    points = {"threshold": detector.threshold, "pixel_threshold": detector.pixel_threshold}
+    points = {name: getattr(detector, attribute) for name, attribute in POINTS.items()}
     described = {name: point.to_dict() for name, point in points.items() if point is not None}
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder) / path.name

@@ -54,7 +54,8 @@ class PreparedDetector(Predictor):
         precision = resolve_precision(precision, self.device, "inference", allowed, detector.size)
         self.precision = precision
         self.image_size = detector.image_size
-        self.threshold, self.pixel_threshold = detector.threshold, detector.pixel_threshold
+        self.operating_point = detector.operating_point
+        self.pixel_operating_point = detector.pixel_operating_point
         dtype = getattr(torch, precision.removesuffix("-winograd"))
         graph = InferenceGraph(detector, dtype).to(self.device, memory_format=torch.channels_last)
         if precision == WINOGRAD:

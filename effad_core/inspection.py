@@ -60,7 +60,8 @@ def fit_thresholds(
     """Set a detector's two thresholds from good images, with a stated false positive rate.
 
     Args:
-        detector: trained; gets `threshold` and `pixel_threshold`, both or, on an error, neither.
+        detector: trained; gets `operating_point` and `pixel_operating_point`, both or, on an error,
+            neither.
         samples: good images that no network was trained on, for example a scenario's validation
             images.
         rate, confidence, guarantee: as in `threshold_for_fpr`.
@@ -93,7 +94,7 @@ def fit_thresholds(
         threshold_for_fpr(scores, rate, confidence, guarantee),
         pixel_threshold(highest, rate, confidence, guarantee),
     )
-    detector.threshold, detector.pixel_threshold = points
+    detector.operating_point, detector.pixel_operating_point = points
     return points
 
 
@@ -107,7 +108,7 @@ class Inspection:
         unjudged: images with a score but no verdict, for the detector has no threshold.
         unreadable: images that could not be read.
         errors: all sentences of the CSV's column error.
-        threshold, pixel_threshold: the detector's.
+        operating_point, pixel_operating_point: the detector's.
         scale: end of the overlays' colour scale; None if there are none.
     """
 
@@ -117,8 +118,8 @@ class Inspection:
     unjudged: int
     unreadable: int
     errors: tuple[str, ...]
-    threshold: OperatingPoint | None
-    pixel_threshold: OperatingPoint | None
+    operating_point: OperatingPoint | None
+    pixel_operating_point: OperatingPoint | None
     scale: float | None
 
     @property
@@ -127,13 +128,14 @@ class Inspection:
         return self.anomalous + self.normal + self.unjudged + self.unreadable
 
     def __str__(self) -> str:
-        if self.threshold is None:
+        if self.operating_point is None:
             judged = f"{self.unjudged} scored"
             basis = "the detector has no threshold: no image was called anomalous or normal"
         else:
-            judged, basis = f"{self.anomalous} anomalous, {self.normal} normal", str(self.threshold)
+            judged = f"{self.anomalous} anomalous, {self.normal} normal"
+            basis = str(self.operating_point)
         lines = [f"{self.images} images: {judged}, {self.unreadable} unreadable", basis]
-        if self.pixel_threshold is None:
+        if self.pixel_operating_point is None:
             lines.append("the detector has no pixel threshold: no contours, no anomalous areas")
         lines += [f"error: {error}" for error in self.errors[:5]]
         if len(self.errors) > 5:
@@ -193,7 +195,7 @@ def inspect_images(
     folder = Path(folder).expanduser()
     names, paths = _names_and_paths(images, folder)
     detector.check_quantiles()  # before anything is deleted
-    limit = detector.pixel_threshold
+    limit = detector.pixel_operating_point
     scale = 2 * limit.threshold if limit and limit.threshold > 0 else UNKNOWN_SCALE
     counts, errors = Counter(), []
     predictions = _predictions(detector, paths, precision, batch_size)
@@ -220,7 +222,7 @@ def inspect_images(
             file.flush()
     numbers = (counts[name] for name in ("anomalous", "normal", "unjudged", "unreadable"))
     scale = scale if overlays else None
-    return Inspection(folder, *numbers, tuple(errors), detector.threshold, limit, scale)
+    return Inspection(folder, *numbers, tuple(errors), detector.operating_point, limit, scale)
 
 
 def overlay(

@@ -57,10 +57,17 @@ class Prediction:
 def _set(threshold: float | None, name: str) -> float:
     if threshold is None:
         raise ValueError(
-            f"the detector has no {name}: choose an operating point, for example "
-            f"detector.{name} = effad_core.thresholds.threshold_for_fpr(validation_scores, 0.05)"
+            f"the detector has no {name}: find one with effad_core.inspection.fit_thresholds, or "
+            f"set detector.{name} to a number"
         )
     return threshold
+
+
+def _by_hand(value: float | None) -> OperatingPoint | None:
+    """ValueError for what is no finite number: an `OperatingPoint` has an attribute of its own."""
+    if isinstance(value, OperatingPoint):
+        raise ValueError("a threshold is a number: set operating_point to an OperatingPoint")
+    return None if value is None else OperatingPoint(value, "manual", 0)
 
 
 def finite_scores(maps: Tensor, names: Sequence[str]) -> Tensor:
@@ -96,16 +103,38 @@ def image_name(image: ImageLike, index: int) -> str:
 
 
 class Predictor(ABC):
-    """What predicts images: it has maps, the size that they are computed at, and thresholds.
+    """Base class of everything with `predict`.
 
     Attributes:
         image_size: (H, W) in pixels, to which images are resized.
-        threshold, pixel_threshold: the `OperatingPoint`s of scores and of pixels, or None.
+        operating_point, pixel_operating_point: the thresholds of scores and of pixels with what is
+            known of them, or None.
     """
 
     image_size: tuple[int, int]
-    threshold: OperatingPoint | None
-    pixel_threshold: OperatingPoint | None
+    operating_point: OperatingPoint | None
+    pixel_operating_point: OperatingPoint | None
+
+    @property
+    def threshold(self) -> float | None:
+        """A score above it is anomalous; None if there is none.
+
+        Set a number to choose it by hand: `operating_point` then says so. None takes it away.
+        """
+        return self.operating_point and self.operating_point.threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        self.operating_point = _by_hand(value)
+
+    @property
+    def pixel_threshold(self) -> float | None:
+        """A pixel of a map above it is anomalous; as `threshold`."""
+        return self.pixel_operating_point and self.pixel_operating_point.threshold
+
+    @pixel_threshold.setter
+    def pixel_threshold(self, value: float | None) -> None:
+        self.pixel_operating_point = _by_hand(value)
 
     @abstractmethod
     def use_device(self, device: str | torch.device | None = None) -> None:
@@ -147,7 +176,7 @@ class Predictor(ABC):
         many = isinstance(image, Sequence) and not isinstance(image, str)
         if not many and not (isinstance(image, np.ndarray) and image.ndim == 4):
             return self.predict([image], precision)[0]
-        limits = [p and p.threshold for p in (self.threshold, self.pixel_threshold)]
+        limits = (self.threshold, self.pixel_threshold)
         predictions = []
         for start in range(0, len(image), batch_size):
             part = image[start : start + batch_size]

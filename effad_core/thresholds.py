@@ -58,12 +58,13 @@ class OperatingPoint:
         if not isinstance(self.kind, str) or self.kind not in _KINDS:
             raise ValueError(f"the kind must be one of {', '.join(_KINDS)}, not {self.kind!r}")
         share = partial(_share, ends=(0, 1))
+        count = partial(_count, ends=(0,)) if self.kind == "manual" else _count  # by hand: of none
         for name in [name for name in vars(self) if name != "kind"]:
             value, known = getattr(self, name), f"{{{name}}}" in "{threshold}" + _KINDS[self.kind]
             if known == (value is None):
                 raise ValueError(f"{self.kind} {'needs' if known else 'does not know'} {name}")
             if known:  # kept as a number of Python's own, which JSON can hold
-                check = {"threshold": _number, "images": _count}.get(name, share)
+                check = {"threshold": _number, "images": count}.get(name, share)
                 object.__setattr__(self, name, check(value, name))
 
     def __str__(self) -> str:

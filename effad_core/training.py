@@ -225,7 +225,7 @@ def train(
             finished = EfficientAD.load(run.folder / DETECTOR)
             if finished.card.get("training") == run.config:  # not one that lay here before
                 detector.load_state_dict(finished.state_dict())
-                for name in ("card", "threshold", "pixel_threshold"):
+                for name in ("card", "operating_point", "pixel_operating_point"):
                     setattr(detector, name, getattr(finished, name))
                 detector.eval()  # the new student and autoencoder are not yet
                 return row

@@ -233,18 +233,38 @@ def test_predictions_survive_the_disk_bit_for_bit(narrow, drawn, tmp_path):
                  ad.predict(drawn[0]))  # fmt: skip
 
 
+def test_a_threshold_is_a_number_that_can_be_set_and_read(narrow, drawn, tmp_path):
+    ad = narrow()
+    assert ad.threshold is None and ad.pixel_threshold is None
+    score = ad.predict(drawn[0]).score
+    ad.threshold, ad.pixel_threshold = score - 0.01, np.float32(0.25)
+    assert ad.operating_point == OperatingPoint(score - 0.01, "manual", 0)
+    assert ad.predict(drawn[0]).is_anomalous
+    ad.save(tmp_path / "x.safetensors")
+    loaded = EfficientAD.load(tmp_path / "x.safetensors")
+    assert (loaded.threshold, loaded.pixel_threshold) == (score - 0.01, 0.25)
+    assert ad.prepare("cpu", "float32").threshold == ad.threshold
+    ad.threshold = None
+    assert ad.operating_point is None
+    for wrong in ("0.3", np.nan, [1.0], max_f1([0, 1], [0.0, 1.0])):
+        with pytest.raises(ValueError, match="threshold"):
+            ad.threshold = wrong
+    assert ad.operating_point is None
+
+
 def test_the_verdict_is_that_of_the_stored_thresholds(narrow, drawn, tmp_path):
     ad = narrow()
     before = ad.predict(drawn)
     for prediction, name in ((before[0], "is_anomalous"), (before[0], "anomalous_pixels")):
-        with pytest.raises(ValueError, match=r"no (pixel_)?threshold: choose an operating point"):
+        with pytest.raises(ValueError, match=r"no (pixel_)?threshold: find one with"):
             getattr(prediction, name)
     scores = np.array([p.score for p in before])
-    ad.threshold = threshold_for_fpr(scores, 0.5, guarantee="average")
-    ad.pixel_threshold = pixel_threshold([p.map for p in before], 0.5, guarantee="average")
+    ad.operating_point = threshold_for_fpr(scores, 0.5, guarantee="average")
+    ad.pixel_operating_point = pixel_threshold([p.map for p in before], 0.5, guarantee="average")
     ad.save(tmp_path / "x.safetensors")
     loaded = EfficientAD.load(tmp_path / "x.safetensors")
-    assert (loaded.threshold, loaded.pixel_threshold) == (ad.threshold, ad.pixel_threshold)
+    assert loaded.operating_point == ad.operating_point
+    assert loaded.pixel_operating_point == ad.pixel_operating_point
     limit = np.sort(scores)[4]  # the 5th of 8: 4 of 9 lie above on average
     after = loaded.predict(drawn)
     assert [p.is_anomalous for p in after] == [bool(score > limit) for score in scores]
@@ -257,29 +277,29 @@ def test_the_verdict_is_that_of_the_stored_thresholds(narrow, drawn, tmp_path):
 def test_a_score_equal_to_the_threshold_is_normal(narrow, drawn):
     ad = narrow()
     score = ad.predict(drawn[0]).score
-    ad.threshold = OperatingPoint(score, "labels-f1", 2)
+    ad.operating_point = OperatingPoint(score, "labels-f1", 2)
     assert not ad.predict(drawn[0]).is_anomalous
-    ad.threshold = OperatingPoint(np.nextafter(score, -np.inf), "labels-f1", 2)
+    ad.operating_point = OperatingPoint(np.nextafter(score, -np.inf), "labels-f1", 2)
     assert ad.predict(drawn[0]).is_anomalous
 
 
 def test_new_quantiles_take_the_thresholds_away(narrow):
     ad = narrow()
-    ad.threshold = ad.pixel_threshold = max_f1([0, 1], [0.0, 1.0])
+    ad.operating_point = ad.pixel_operating_point = max_f1([0, 1], [0.0, 1.0])
     images = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
     ad.find_quantiles([images], 2, "float32")
-    assert ad.threshold is None and ad.pixel_threshold is None
+    assert ad.operating_point is None and ad.pixel_operating_point is None
 
 
 def test_a_finished_run_brings_its_thresholds(narrow, scenario, pretraining, tmp_path):
     schedule = Schedule(iterations=1, autoencoder_iterations=0, precision="float32")
     ad = narrow()
     train(ad, scenario, schedule, pretraining, tmp_path)
-    ad.threshold = max_f1([0, 1], [0.0, 1.0])
+    ad.operating_point = max_f1([0, 1], [0.0, 1.0])
     ad.save(tmp_path / "detector.safetensors")
     again = narrow()
     train(again, scenario, schedule, pretraining, tmp_path)
-    assert again.threshold == ad.threshold and again.pixel_threshold is None
+    assert again.operating_point == ad.operating_point and again.pixel_operating_point is None
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ class Blocks(nn.Module):
 def entry_points(narrow, scenario, pretraining, drawn, tmp_path, monkeypatch):
     """Every function and command that computes, by name; each takes what names a device."""
     detector, saved = narrow(), tmp_path / "detector.safetensors"
-    detector.threshold = OperatingPoint(1.0, "labels-f1", 2)
+    detector.operating_point = OperatingPoint(1.0, "labels-f1", 2)
     detector.save(saved)
     samples = [Sample(path, index % 2, "good") for index, path in enumerate(drawn[:4])]
     monkeypatch.setattr(sweep, "new_detector", lambda *_: narrow())

@@ -600,10 +600,10 @@ def test_what_does_not_fit_is_refused():
 
 
 class Detector:
-    threshold = pixel_threshold = None
+    operating_point = pixel_operating_point = None
 
     def save(self, path):
-        points = [p and p.to_dict() for p in (self.threshold, self.pixel_threshold)]
+        points = [p and p.to_dict() for p in (self.operating_point, self.pixel_operating_point)]
         path.write_text(json.dumps(points))
 
 
@@ -611,10 +611,10 @@ def test_export_gives_the_detector_both_points_and_saves_it(tmp_path):
     detector, path = Detector(), tmp_path / "exported.safetensors"
     explorer = ThresholdExplorer(evaluation(), normal(), detector, path)
     assert find(explorer, "export-path").value == str(path)
-    assert detector.threshold is None  # looking changes nothing
+    assert detector.operating_point is None  # looking changes nothing
     press(explorer, "Export")
-    assert detector.threshold == explorer.operating_point
-    assert detector.pixel_threshold == explorer.pixel_operating_point
+    assert detector.operating_point == explorer.operating_point
+    assert detector.pixel_operating_point == explorer.pixel_operating_point
     assert [OperatingPoint.from_dict(p) for p in json.loads(path.read_text())] == [
         explorer.operating_point,
         explorer.pixel_operating_point,
@@ -638,7 +638,7 @@ def test_export_overwrites_nothing_and_says_why(tmp_path):
     press(explorer, "Export")
     assert "is empty" in message(explorer)
     assert path.read_text() == "a run's own"
-    assert detector.threshold is None
+    assert detector.operating_point is None
 
 
 def test_a_failed_export_leaves_the_detector_as_it_was(tmp_path):
@@ -650,17 +650,17 @@ def test_a_failed_export_leaves_the_detector_as_it_was(tmp_path):
     explorer = ThresholdExplorer(evaluation(), normal(), detector, tmp_path / "x.safetensors")
     press(explorer, "Export")
     assert message(explorer) == "No space left on device."
-    assert detector.threshold is None and detector.pixel_threshold is None
+    assert detector.operating_point is None and detector.pixel_operating_point is None
 
 
 def test_export_without_detector_or_maps(explored, tmp_path):
     assert button(explored, "Export").disabled
     detector, path = Detector(), tmp_path / "x.safetensors"
-    detector.pixel_threshold = OperatingPoint(0.2, "manual", 3)
+    detector.pixel_operating_point = OperatingPoint(0.2, "manual", 3)
     explorer = ThresholdExplorer(evaluation(maps=False), normal(), detector, path)
     press(explorer, "Export")
-    assert detector.threshold == explorer.operating_point
-    assert detector.pixel_threshold == OperatingPoint(0.2, "manual", 3)
+    assert detector.operating_point == explorer.operating_point
+    assert detector.pixel_operating_point == OperatingPoint(0.2, "manual", 3)
 
 
 def test_a_saved_detector_predicts_with_the_chosen_points(narrow, drawn, tmp_path):
@@ -674,7 +674,7 @@ def test_a_saved_detector_predicts_with_the_chosen_points(narrow, drawn, tmp_pat
     explorer.threshold = explorer.pixel_threshold = float(np.median(found.scores["combined"]))
     press(explorer, "Export")
     loaded = EfficientAD.load(path)
-    assert loaded.threshold == explorer.operating_point
+    assert loaded.operating_point == explorer.operating_point
     called = [one.is_anomalous for one in loaded.predict(drawn[:4])]
     assert sum(called) == explorer.confusion.tp + explorer.confusion.fp == 2
 

@@ -25,7 +25,7 @@ def pixels(path, size):
 @pytest.mark.parametrize("options", [{}, {"image_size": (256, 288), "padding": True}])
 def test_onnx_runtime_agrees(narrow, drawn, tmp_path, options):
     detector = narrow(**options)
-    detector.threshold = OperatingPoint(0.7, "labels-f1", 9)
+    detector.operating_point = OperatingPoint(0.7, "labels-f1", 9)
     path = tmp_path / "d.onnx"
     path.write_text("an old file")
     detector.export(path)
@@ -45,7 +45,7 @@ def test_onnx_runtime_agrees(narrow, drawn, tmp_path, options):
     about = loaded.get_modelmeta().custom_metadata_map
     assert json.loads(about["image_size"]) == [height, width]
     points = json.loads(about["operating_points"])
-    assert OperatingPoint.from_dict(points["threshold"]) == detector.threshold
+    assert OperatingPoint.from_dict(points["threshold"]) == detector.operating_point
     assert points.keys() == {"threshold"}
 
 

@@ -242,7 +242,7 @@ def test_operating_points(saved, name, change):
 
 def test_a_good_operating_point_is_read(saved):
     ad = EfficientAD.load(saved({"operating_points": {"threshold": POINT}}))
-    assert ad.threshold == OperatingPoint(**POINT) and ad.pixel_threshold is None
+    assert ad.operating_point == OperatingPoint(**POINT) and ad.pixel_operating_point is None
 
 
 def test_a_detector_without_provenance_can_be_trained(saved):
@@ -278,7 +278,7 @@ def test_a_detector_with_any_bytes_changed(saved, data):
         return
     assert all(tensor.isfinite().all() for tensor in ad.state_dict().values())
     assert max(ad.image_size) <= 4096**2 and (ad.sigma > 0).all()
-    assert not ad.threshold or isinstance(ad.threshold, OperatingPoint)
+    assert not ad.operating_point or isinstance(ad.operating_point, OperatingPoint)
 
 
 # --- teachers -------------------------------------------------------------------------------------

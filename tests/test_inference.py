@@ -1,6 +1,6 @@
 """A prepared detector against the detector that it was made from."""
 
-from effad_core import EfficientAD, OperatingPoint, Sample, evaluate
+from effad_core import EfficientAD, Sample, evaluate
 from effad_core.inference import PreparedDetector
 from effad_core.winograd import FilteredConvolution
 
@@ -71,7 +71,7 @@ def test_half_precisions_are_near(narrow, precision):
 
 def test_predictions_and_evaluations(narrow, drawn):
     detector = narrow()
-    detector.threshold = OperatingPoint(detector.predict(drawn[0]).score - 0.01, "labels-f1", 2)
+    detector.threshold = detector.predict(drawn[0]).score - 0.01
     prepared = detector.prepare(precision="float32")
     for found, expected in zip(prepared.predict(drawn), detector.predict(drawn), strict=True):
         assert found.score == pytest.approx(expected.score, rel=1e-4)

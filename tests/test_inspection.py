@@ -22,7 +22,7 @@ def point(threshold):
 @pytest.fixture
 def detector(narrow):
     made = narrow()
-    made.threshold, made.pixel_threshold = point(1.0), point(0.5)
+    made.operating_point, made.pixel_operating_point = point(1.0), point(0.5)
     return made
 
 
@@ -30,8 +30,8 @@ def detector(narrow):
 def judging(detector, drawn):
     """The detector with a threshold that lies between the scores of the drawn images."""
     scores = sorted(p.score for p in detector.predict(drawn))
-    detector.threshold = point((scores[3] + scores[4]) / 2)
-    detector.pixel_threshold = point(scores[3])
+    detector.operating_point = point((scores[3] + scores[4]) / 2)
+    detector.pixel_operating_point = point(scores[3])
     return detector
 
 
@@ -64,16 +64,16 @@ def test_the_rows_say_what_predict_says(judging, drawn, tmp_path):
     for path, row in zip(drawn, rows(tmp_path / "out"), strict=True):
         alone = judging.predict(path)
         assert float(row["score"]) == pytest.approx(alone.score, rel=1e-4)
-        assert float(row["threshold"]) == judging.threshold.threshold
+        assert float(row["threshold"]) == judging.threshold
         assert row["is_anomalous"] == str(float(row["score"]) > float(row["threshold"]))
         assert (row["width"], row["height"], row["error"]) == ("280", "264", "")
-        share = (alone.map > judging.pixel_threshold.threshold).sum() / (280 * 264)
+        share = (alone.map > judging.pixel_threshold).sum() / (280 * 264)
         assert float(row["anomalous_area"]) == pytest.approx(share, abs=1e-4)
         at_peak = alone.map[int(row["peak_y"]), int(row["peak_x"])]
         assert at_peak == pytest.approx(alone.map.max(), rel=1e-4)
     assert (found.images, found.anomalous, found.normal, found.unreadable) == (8, 4, 4, 0)
     assert found.errors == () and str(found).startswith("8 images: 4 anomalous, 4 normal, 0 unread")
-    assert str(judging.threshold) in str(found) and str(tmp_path / "out") in str(found)
+    assert str(judging.operating_point) in str(found) and str(tmp_path / "out") in str(found)
     assert overlays(tmp_path / "out") == [f"{path.name}.png" for path in drawn]
 
 
@@ -306,11 +306,11 @@ def test_without_thresholds(narrow, drawn, tmp_path):
     assert "2 images: 2 scored, 0 unreadable\nthe detector has no threshold" in str(found)
     assert "no pixel threshold" in str(found) and found.scale == inspection.UNKNOWN_SCALE
     half = narrow()
-    half.pixel_threshold = point(0.25)
+    half.pixel_operating_point = point(0.25)
     found = inspect_images(half, drawn[:2], tmp_path, overlays=False)
     assert all(row["anomalous_area"] and not row["is_anomalous"] for row in rows(tmp_path))
     assert found.scale is None and "colours" not in str(found)
-    half.pixel_threshold = point(-1.0)  # every pixel is above
+    half.pixel_operating_point = point(-1.0)  # every pixel is above
     assert inspect_images(half, drawn[:2], tmp_path).scale == inspection.UNKNOWN_SCALE
     assert {row["anomalous_area"] for row in rows(tmp_path)} == {"1.0"}
 
@@ -475,7 +475,7 @@ def test_thresholds_from_good_images(narrow, drawn):
     highest = sorted(float(prediction.map.max()) for prediction in alone)
     exactly = {"precision": "float32"}  # as `predict`; "auto" may be bfloat16
     points = fit_thresholds(detector, good(drawn), 0.25, guarantee="average", **exactly)
-    assert points == (detector.threshold, detector.pixel_threshold)
+    assert points == (detector.operating_point, detector.pixel_operating_point)
     assert points[0].threshold == pytest.approx(scores[-2], rel=1e-4)  # 2 / 9 <= 0.25 < 3 / 9
     assert points[1].threshold == pytest.approx(highest[-2], rel=1e-4)
     assert "on average at most 25 % of normal images" in str(points[0])
@@ -488,7 +488,7 @@ def test_thresholds_from_good_images(narrow, drawn):
 
 def test_thresholds_that_cannot_be_found(narrow, drawn, tmp_path, monkeypatch):
     detector = narrow()
-    detector.threshold = before = point(3.0)
+    detector.operating_point = before = point(3.0)
     batches = spied(detector, monkeypatch)
     few = r"needs 59 normal images, the 8 given support 0\.31"
     with pytest.raises(ValueError, match=few):
@@ -505,7 +505,7 @@ def test_thresholds_that_cannot_be_found(narrow, drawn, tmp_path, monkeypatch):
     detector.quantiles.fill_(np.nan)
     with pytest.raises(ValueError, match="no quantiles"):
         fit_thresholds(detector, good(drawn), 0.4)
-    assert detector.threshold is before and detector.pixel_threshold is None
+    assert detector.operating_point is before and detector.pixel_operating_point is None
 
 
 def test_fitted_thresholds_judge_new_images_and_survive_a_file(narrow, drawn, tmp_path):
@@ -517,7 +517,7 @@ def test_fitted_thresholds_judge_new_images_and_survive_a_file(narrow, drawn, tm
         inspect_images(made, drawn[2:5], tmp_path / str(number))
         for number, made in enumerate((detector, loaded))
     ]
-    assert found[0].threshold == found[1].threshold == detector.threshold
+    assert found[0].operating_point == found[1].operating_point == detector.operating_point
     assert rows(tmp_path / "0") == rows(tmp_path / "1")
 
 

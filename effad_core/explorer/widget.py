@@ -217,14 +217,14 @@ class ThresholdExplorer(widgets.VBox):
         if not path.parent.is_dir():
             raise ValueError(f"{path.parent} is no folder: choose another one, or create it first")
         detector = self._detector
-        before = detector.threshold, detector.pixel_threshold
-        detector.threshold = self._point
+        before = detector.operating_point, detector.pixel_operating_point
+        detector.operating_point = self._point
         if self._pixel_point is not None:
-            detector.pixel_threshold = self._pixel_point
+            detector.pixel_operating_point = self._pixel_point
         try:
             detector.save(path)
         except Exception:
-            detector.threshold, detector.pixel_threshold = before
+            detector.operating_point, detector.pixel_operating_point = before
             raise
         self._written = path.resolve()
         self._say(f"saved as {path}, with the {self._point}")

@@ -170,7 +170,7 @@ def test_export_saves_a_detector_with_the_threshold(explorer, truth, tmp_path):
     explorer.set("export-path", file)
     explorer.press("Export")
     expect(explorer.message).to_contain_text("saved as", ignore_case=True)
-    assert EfficientAD.load(file).threshold.threshold == explorer.threshold
+    assert EfficientAD.load(file).threshold == explorer.threshold
     explorer.set("export-path", tmp_path / "absent" / "exported.safetensors")
     explorer.press("Export")
     expect(explorer.message).to_contain_text("is no folder")

@@ -85,7 +85,8 @@ def write_originals(folder: Path) -> None:
     detector = EfficientAD(out_channels=8)
     detector.quantiles.copy_(torch.tensor([0.1, 0.4, 0.01, 0.05]))
     point = OperatingPoint(0.5, "fpr-average", 9, 0.2, 0.95, 0.1, 0.3)
-    detector.threshold, detector.pixel_threshold = point, OperatingPoint(1.5, "labels-f1", 4)
+    detector.operating_point = point
+    detector.pixel_operating_point = OperatingPoint(1.5, "labels-f1", 4)
     detector.save(folder / "detector.safetensors")
     save_teacher(folder / "teacher.safetensors", detector.teacher, {"loss": float("nan")})
     run = new_run(folder)
@@ -134,7 +135,7 @@ def read_detector(path: Path) -> None:
     assert 256 <= min(detector.image_size) <= max(detector.image_size) <= 2**17
     if not values["quantiles"].isnan().all():
         detector.check_quantiles()
-    for point in (detector.threshold, detector.pixel_threshold):
+    for point in (detector.operating_point, detector.pixel_operating_point):
         assert point is None or str(point)
     detector.save(path.with_name("again"))
     EfficientAD.load(path.with_name("again"))
