@@ -7,7 +7,7 @@ from effad_core.threads import settle_threads
 settle_threads()  # before any module below loads torch
 
 # Each public name and its module. A module is imported when a name of it is first used, so that
-# `python -m effad_core.distillation` runs that module once, and importing the package is quick.
+# `effad distill` runs that module once, and importing the package is quick.
 _HOMES = {
     "Autoencoder": "networks",
     "DataError": "datasets",

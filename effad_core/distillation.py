@@ -2,8 +2,8 @@
 
 Notebook 02 walks through it. The lines cited here are those of Algorithm 3 in the supplement.
 
-    python -m effad_core.distillation FOLDER --run-dir build/distil/small
-    torchrun --nproc-per-node 4 -m effad_core.distillation FOLDER --run-dir build/distil/small
+    effad distill FOLDER --run-dir build/distil/small
+    torchrun --nproc-per-node 4 -m effad_core distill FOLDER --run-dir build/distil/small
 """
 
 import argparse
@@ -328,7 +328,9 @@ def _read_teacher(path: Path) -> tuple[dict[str, Tensor], dict]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; a second call resumes."""
     parser = argparse.ArgumentParser(
-        prog="python -m effad_core.distillation", description="Distil a teacher (Algorithm 3)."
+        prog="effad distill",
+        description="Distil a teacher (Algorithm 3).",
+        epilog="example: effad distill path/to/photographs --run-dir build/distil/small",
     )
     parser.add_argument("images", help="a folder of photographs, 'imagenette' or 'photographs'")
     parser.add_argument("--run-dir", type=Path, help="where log, checkpoint and teacher go")
@@ -385,7 +387,3 @@ def _run(args: argparse.Namespace) -> None:
         )  # fmt: skip
         if distributed.is_first():
             print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-
-
-if __name__ == "__main__":
-    main()

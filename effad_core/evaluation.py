@@ -1,6 +1,6 @@
 """A detector over a test split: scores, maps, every metric of the paper's Tables 5 to 10.
 
-    python -m effad_core.evaluation solar-mono tray --profile laptop --seeds 0 1 2
+    effad benchmark solar-mono tray --profile laptop --seeds 0 1 2
 
 trains and evaluates scenarios over seeds and prints the paper's tables (see `effad_core.sweep`).
 Notebook 07 builds the metrics by hand.
@@ -222,9 +222,3 @@ def evaluate(
         {name: np.concatenate(parts) for name, parts in scores.items()},
         tuple(maps) if keep_maps else None,
     )
-
-
-if __name__ == "__main__":
-    from effad_core.sweep import main
-
-    main()

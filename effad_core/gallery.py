@@ -1,6 +1,6 @@
 """Pictures of anomaly maps: the median image of every kind, and the failures.
 
-    python -m effad_core.gallery solar-mono=RUN tray=RUN --output docs/gallery.png
+    effad gallery solar-mono=RUN tray=RUN --output docs/gallery.png
 
 Which images are shown, and on which colour scale, follows from the rules of `effad_core.survey`.
 """
@@ -183,8 +183,9 @@ def _picture(name: str, title: str, rows: Rows, limits: Limits, scenarios: bool 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m effad_core.gallery",
+        prog="effad gallery",
         description="One picture: of each scenario the median test image of each anomaly type.",
+        epilog="example: effad gallery solar-mono=RUN tray=RUN --output gallery.png",
     )
     parser.add_argument(
         "detectors",
@@ -213,7 +214,3 @@ def _survey_named(pair: str, device: str | None) -> Survey:
         raise ValueError(f"'{pair}' is not of the form SCENARIO=DETECTOR")
     file = Path(path) / DETECTOR if Path(path).is_dir() else Path(path)
     return survey(EfficientAD.load(file, device).prepare(device), open_scenario(source))
-
-
-if __name__ == "__main__":
-    main()

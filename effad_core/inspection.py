@@ -1,12 +1,13 @@
 """Thresholds from held-out good images, then a verdict on any number of new ones: CSV and overlays.
 
-    python -m effad_core.inspection path/to/detector.safetensors path/to/images
+    effad predict path/to/detector.safetensors path/to/images
 
 Notebook 10 goes from a folder of good images to this command.
 """
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import sys
@@ -22,7 +23,7 @@ from effad_core.datasets.images import printable
 from effad_core.detector import EfficientAD
 from effad_core.devices import DEVICE_HELP
 from effad_core.figures import ANOMALOUS, MAP_COLOURS
-from effad_core.files import RunError
+from effad_core.files import RunError, write_text
 from effad_core.prediction import Prediction
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
 
@@ -31,10 +32,10 @@ import torch
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
-from scipy.ndimage import maximum_filter, minimum_filter
+from scipy.ndimage import find_objects, label, maximum_filter, minimum_filter
 from tqdm.auto import tqdm
 
-PREDICTIONS, OVERLAYS = "predictions.csv", "overlays"
+PREDICTIONS, OVERLAYS, MASKS, BOXES = "predictions.csv", "overlays", "masks", "boxes.json"
 COLUMNS = (
     *("image", "score", "threshold", "is_anomalous", "width", "height"),
     *("anomalous_area", "peak_x", "peak_y", "error"),
@@ -152,6 +153,8 @@ def inspect_images(
     overlays: bool = True,
     precision: str = "auto",
     batch_size: int = 8,
+    masks: bool = False,
+    boxes: bool = False,
 ) -> Inspection:
     """Predict images and write one CSV row and one picture for each, as they come.
 
@@ -172,7 +175,10 @@ def inspect_images(
     for all images, from 0 to twice the pixel threshold (so that its upper half is what is above),
     more opaque where the map is higher, and a contour at the pixel threshold.
 
-    A call starts over: it deletes the predictions.csv and the overlays of an earlier one. An
+    On request also masks/<image>.png, 255 where the map is above the pixel threshold, else 0, and
+    boxes.json, which has for each image the rectangles around these pixels (`bounding_boxes`).
+
+    A call starts over: it deletes what an earlier one has written. An
     interrupted call leaves the rows and overlays that it has written.
 
     Args:
@@ -182,6 +188,7 @@ def inspect_images(
         overlays: whether to draw them.
         precision: as in `EfficientAD.anomaly_maps`.
         batch_size: images that go through the networks at once, fewer if they are large.
+        masks, boxes: whether to write them; the detector needs a pixel threshold then.
 
     Returns:
         Counts and errors; an unreadable image stops nothing.
@@ -190,12 +197,18 @@ def inspect_images(
         DataError: if the folder of images is missing or holds no image, `folder` lies in it, or the
             CSV cannot be written (of an earlier call, nothing is deleted then).
         ValueError: if there are no images, one is given twice, the detector has no quantiles, or
-            its weights are damaged.
+            its weights are damaged; or has no pixel threshold for masks or boxes.
     """
     folder = Path(folder).expanduser()
     names, paths = _names_and_paths(images, folder)
     detector.check_quantiles()  # before anything is deleted
     limit = detector.pixel_operating_point
+    if limit is None and (masks or boxes):
+        raise ValueError(
+            "the detector has no pixel threshold, so there are no masks and no boxes: find one "
+            "with effad threshold, or set detector.pixel_threshold"
+        )
+    found = {}
     scale = 2 * limit.threshold if limit and limit.threshold > 0 else UNKNOWN_SCALE
     counts, errors = Counter(), []
     predictions = _predictions(detector, paths, precision, batch_size)
@@ -216,10 +229,17 @@ def inspect_images(
                 if overlays:
                     shown = overlay(image, prediction.map, scale, prediction.pixel_threshold)
                     row["error"] = _save(shown, folder / OVERLAYS / f"{name}.png")
+                if masks:
+                    mask = Image.fromarray(np.uint8(255 * prediction.anomalous_pixels))
+                    row["error"] = _save(mask, folder / MASKS / f"{name}.png") or row.get("error")
+                if boxes:
+                    found[row["image"]] = bounding_boxes(prediction)
             if row.get("error"):
                 errors.append(row["error"])
             writer.writerow(row)
             file.flush()
+    if boxes:
+        write_text(folder / BOXES, json.dumps(found, indent=1) + "\n")
     numbers = (counts[name] for name in ("anomalous", "normal", "unjudged", "unreadable"))
     scale = scale if overlays else None
     return Inspection(folder, *numbers, tuple(errors), detector.operating_point, limit, scale)
@@ -252,6 +272,35 @@ def overlay(
     inside = minimum_filter(marked, reach, mode="constant", cval=False)
     pixels[marked & ~inside] = np.uint8(255 * np.array(to_rgb(ANOMALOUS)))
     return Image.fromarray(pixels)
+
+
+def bounding_boxes(prediction: Prediction) -> list[dict[str, float]]:
+    """Rectangles around what is above the pixel threshold, one for each group of touching pixels.
+
+    Args:
+        prediction: of a detector with a pixel threshold.
+
+    Returns:
+        For each group x and y of its upper left pixel, counted from 0, width and height in pixels,
+        and the map's peak in it; the highest peak first.
+
+    Raises:
+        ValueError: if there was no pixel threshold.
+    """
+    groups, _ = label(prediction.anomalous_pixels, np.ones((3, 3)))  # corners touch too
+    found = []
+    for number, (rows, columns) in enumerate(find_objects(groups), start=1):
+        inside = groups[rows, columns] == number
+        found.append(
+            {
+                "x": columns.start,
+                "y": rows.start,
+                "width": columns.stop - columns.start,
+                "height": rows.stop - rows.start,
+                "peak": float(prediction.map[rows, columns][inside].max()),
+            }
+        )
+    return sorted(found, key=lambda box: -box["peak"])
 
 
 def _predictions(
@@ -295,10 +344,11 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
             raise ValueError(f"{twice[0]} is given more than once: give each image once")
         root = os.path.commonpath([path.parent for path in whole])
         names = [path.relative_to(root) for path in whole]
-    old = os.path.realpath(folder / OVERLAYS)
-    for path in paths:
-        if Path(os.path.realpath(path)).is_relative_to(old):
-            raise DataError(f"The image {path} lies among the output's overlays: choose another.")
+    for kind in (OVERLAYS, MASKS):
+        old = os.path.realpath(folder / kind)
+        for path in paths:
+            if Path(os.path.realpath(path)).is_relative_to(old):
+                raise DataError(f"The image {path} lies among the output's {kind}: choose another.")
     return names, paths
 
 
@@ -332,7 +382,9 @@ def _start_over(folder: Path) -> None:
         header = file.readline().strip()
     if header not in (b"", ",".join(COLUMNS).encode()):  # an interruption may leave it empty
         raise DataError(f"{predictions} is of another program: choose another output folder.")
-    shutil.rmtree(folder / OVERLAYS, ignore_errors=True)
+    for kind in (OVERLAYS, MASKS):
+        shutil.rmtree(folder / kind, ignore_errors=True)
+    (folder / BOXES).unlink(missing_ok=True)
 
 
 def _numbers(prediction: Prediction) -> dict[str, float | int | bool]:
@@ -364,20 +416,32 @@ def _save(image: Image.Image, path: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; exits with 1 if an image has an error, 2 if nothing can be inspected."""
+    """`effad predict`; exits with 1 if an image has an error, 2 if nothing can be inspected, and on
+    request with 3 if an image is anomalous."""
     parser = argparse.ArgumentParser(
-        prog="python -m effad_core.inspection",
+        prog="effad predict",
         description="Judge images: predictions.csv and overlays.",
+        epilog="example: effad predict detector.safetensors path/to/images --output verdicts",
     )
     parser.add_argument("detector", type=Path, help="a detector.safetensors")
     parser.add_argument("images", help="a folder of images, or one image")
     parser.add_argument("--output", type=Path, default=Path("build/inspection"))
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
+    parser.add_argument("--masks", action="store_true", help="write the anomalous pixels as PNG")
+    parser.add_argument("--boxes", action="store_true", help="write rectangles around them as JSON")
+    parser.add_argument(
+        "--fail-on-anomaly", action="store_true", help="exit with 3 if any image is anomalous"
+    )
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
     try:
         detector = EfficientAD.load(args.detector, args.device)
-        inspection = inspect_images(detector, args.images, args.output, not args.no_overlays)
+        if args.fail_on_anomaly and detector.threshold is None:
+            raise ValueError("the detector has no threshold to fail by: find one, effad threshold")
+        inspection = inspect_images(
+            detector, args.images, args.output, not args.no_overlays,
+            masks=args.masks, boxes=args.boxes,
+        )  # fmt: skip
     except (RunError, ValueError, OSError) as error:
         print(printable(str(error)), file=sys.stderr)
         sys.exit(2)
@@ -385,8 +449,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\nInterrupted; what was done is in {args.output}.", file=sys.stderr)
         sys.exit(130)
     print(inspection)
-    sys.exit(1 if inspection.errors else 0)
-
-
-if __name__ == "__main__":
-    main()
+    if inspection.errors:
+        sys.exit(1)
+    sys.exit(3 if args.fail_on_anomaly and inspection.anomalous else 0)

@@ -1,6 +1,6 @@
 """Does a teacher suit your images? Its channels there, beside those on the pretraining images.
 
-    python -m effad_core.report path/to/images --teacher path/to/teacher.safetensors
+    effad check-teacher path/to/images --teacher path/to/teacher.safetensors
 
 A teacher whose channels are dead, or all alike, on your images trains without an error and gives
 useless maps. The report needs normal images alone, and no training.
@@ -332,7 +332,9 @@ def _open_images(source: str) -> Scenario | list[Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with 1 if there is a finding, or something cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m effad_core.report", description=__doc__.splitlines()[0]
+        prog="effad check-teacher",
+        description=__doc__.splitlines()[0],
+        epilog="example: effad check-teacher path/to/good_images",
     )
     parser.add_argument("images", help="a folder of normal images, or a scenario's name or folder")
     parser.add_argument("--teacher", help="a teacher.safetensors; the shipped one without it")
@@ -348,7 +350,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
     print(report)
     sys.exit(0 if report.ok else 1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 """Train and evaluate scenarios over seeds, and print the paper's tables.
 
-    python -m effad_core.evaluation solar-mono tray --profile laptop --seeds 0 1 2
-    python -m effad_core.evaluation path/to/mvtec_loco --profile paper --size medium
-    python -m effad_core.evaluation tray --teacher path/to/teacher.safetensors --iterations 300
+    effad benchmark solar-mono tray --profile laptop --seeds 0 1 2
+    effad benchmark path/to/mvtec_loco --profile paper --size medium
+    effad benchmark tray --teacher path/to/teacher.safetensors --iterations 300
 
 Every run is a folder of its own; the same command goes on where it was interrupted. What fails is
 reported with its reason, in the tables' file too, and makes the command fail in the end.
@@ -302,7 +302,9 @@ def _at_least(lowest: int) -> Callable[[str], int]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with 1 if a scenario failed, 130 if it was interrupted."""
     parser = argparse.ArgumentParser(
-        prog="python -m effad_core.evaluation", description=__doc__.splitlines()[0]
+        prog="effad benchmark",
+        description=__doc__.splitlines()[0],
+        epilog="example: effad benchmark solar-mono tray --profile laptop --seeds 0 1 2",
     )
     parser.add_argument("sources", nargs="+", help="scenario names, or folders of one or several")
     parser.add_argument("--profile", default="laptop", choices=PRESETS)
@@ -388,7 +390,3 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
                 write()
     print(f"\n{tables(results)}\n\nwritten to {args.output}")
     return failed
-
-
-if __name__ == "__main__":
-    main()

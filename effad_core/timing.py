@@ -1,8 +1,8 @@
 """Latency, throughput and memory of inference by the paper's protocol (supplement, Section 5).
 
-    python -m effad_core.timing                          # S and M, beside the paper's methods
-    python -m effad_core.timing --device cuda --compile
-    python -m effad_core.timing path/to/detector.safetensors --runs 50 --warm-up 5
+    effad time                          # S and M, beside the paper's methods
+    effad time --device cuda --compile
+    effad time path/to/detector.safetensors --runs 50 --warm-up 5
 
 The clock starts with an image's transfer to the device and stops when its anomaly map is on the
 host. No losses, no padding, float16 on a GPU. The times of a network do not depend on its weights:
@@ -186,7 +186,9 @@ def table(timings: Sequence[Timing]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
-        prog="python -m effad_core.timing", description=__doc__.splitlines()[0]
+        prog="effad time",
+        description=__doc__.splitlines()[0],
+        epilog="example: effad time --device cuda --compile",
     )
     parser.add_argument("detector", nargs="?", help="a detector.safetensors; new ones without it")
     parser.add_argument(
@@ -223,7 +225,3 @@ def untrained_detector(size: str) -> EfficientAD:
     detector = EfficientAD(size)
     detector.quantiles.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0]))
     return detector
-
-
-if __name__ == "__main__":
-    main()

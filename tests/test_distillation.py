@@ -410,7 +410,7 @@ def test_two_processes_make_the_step_of_one_on_the_joined_batch(drawn, tmp_path)
     main([str(folder), *OPTIONS, "--run-dir", str(runs["one"])])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*torchrun, "-m", "effad_core.distillation", folder, *OPTIONS, "--run-dir", runs["two"]],
+        [*torchrun, "-m", "effad_core", "distill", folder, *OPTIONS, "--run-dir", runs["two"]],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -563,9 +563,9 @@ def test_what_the_command_cannot_do_is_one_sentence(command, drawn, tmp_path, mo
         assert code == 2 and text == "" and message in error and len(error.splitlines()) == 1
     assert not (images / "out").exists()
     code, _, error = command(weights)
-    assert code == 2 and "usage: python -m effad_core.inspection" in error
+    assert code == 2 and "usage: effad predict" in error
 
-    def interrupted(*arguments):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inspection, "inspect_images", interrupted)
@@ -575,7 +575,7 @@ def test_what_the_command_cannot_do_is_one_sentence(command, drawn, tmp_path, mo
 
 def test_it_runs_as_a_module(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "effad_core.inspection", tmp_path / "absent", tmp_path],
+        [sys.executable, "-m", "effad_core", "predict", tmp_path / "absent", tmp_path],
         capture_output=True,
         text=True,
     )

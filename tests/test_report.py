@@ -361,7 +361,7 @@ def test_what_the_command_cannot_read_is_one_sentence(files, command):
 
 def test_it_runs_as_a_module(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "effad_core.report", tmp_path / "absent"],
+        [sys.executable, "-m", "effad_core", "check-teacher", tmp_path / "absent"],
         capture_output=True,
         text=True,
     )

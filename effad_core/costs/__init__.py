@@ -1,6 +1,6 @@
 """Parameters and FLOPs of the ten methods of the paper's Table 11, counted without weights.
 
-`python -m effad_core.costs` prints them beside the paper's. Each method is the networks that run
+`effad costs` prints them beside the paper's. Each method is the networks that run
 for one image, built on torch's meta device: shapes without memory. Layers with neither parameters
 nor counted operations (activations, norms without weights) are left out.
 
@@ -176,7 +176,8 @@ def table(rows: Iterable[Cost], width: int = 60) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m effad_core.costs",
+        prog="effad costs",
+        epilog="example: effad costs EfficientAD-S PatchCore",
         description="Parameters and FLOPs of the methods of the paper's Table 11, ours and the "
         "paper's; off: by how much ours misses it, where it does not round to it.",
     )

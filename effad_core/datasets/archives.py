@@ -3,7 +3,7 @@
 MVTec AD, MVTec LOCO and VisA need a download and your consent to their licences, so nothing here
 downloads them. With the archive on disk:
 
-    python -m effad_core.datasets.archives mvtec_anomaly_detection.tar.xz data/mvtec_ad
+    effad unpack mvtec_anomaly_detection.tar.xz data/mvtec_ad
 """
 
 import argparse
@@ -291,8 +291,9 @@ def _progress(archive: Path) -> tqdm:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m effad_core.datasets.archives",
+        prog="effad unpack",
         description="Unpack the archive of a dataset that you have downloaded.",
+        epilog="example: effad unpack mvtec_anomaly_detection.tar.xz data/mvtec_ad",
     )
     parser.add_argument("archive", help="a .tar, .tar.gz, .tar.xz or .zip")
     parser.add_argument("folder", help="what to create, for example data/mvtec_ad")
@@ -317,7 +318,3 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     print("no scenario found in it: see data/README.md for the layouts")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

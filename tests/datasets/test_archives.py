@@ -510,7 +510,7 @@ def test_a_checksum_published(tmp_path):
 
 def test_the_command(tmp_path):
     archive = pack(tmp_path / "a.tar.xz", BOTTLE | {"cable/train/good/0.png": png()})
-    command = [sys.executable, "-m", "effad_core.datasets.archives", str(archive)]
+    command = [sys.executable, "-m", "effad_core", "unpack", str(archive)]
     options = {"capture_output": True, "text": True, "cwd": Path(__file__).parents[2]}
     result = subprocess.run([*command, str(tmp_path / "new")], **options)
     assert result.returncode == 0 and "Warning" not in result.stderr

@@ -1,0 +1,68 @@
+"""The command `effad`. Each sub-command has its module, which is loaded when it is asked for."""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+COMMANDS = {  # name: (module, what it does)
+    "train": ("effad_core.own_images:train_main", "a folder of good images -> a detector"),
+    "predict": ("effad_core.inspection:main", "a detector and images -> verdicts"),
+    "threshold": ("effad_core.own_images:threshold_main", "give a detector another threshold"),
+    "export": ("effad_core.own_images:export_main", "a detector -> an ONNX file"),
+    "check-teacher": ("effad_core.report:main", "does the teacher suit your images?"),
+    "benchmark": (
+        "effad_core.sweep:main",
+        "train, evaluate, print the paper's tables",
+    ),
+    "distill": ("effad_core.distillation:main", "photographs -> a teacher (Algorithm 3)"),
+    "gallery": ("effad_core.gallery:main", "one picture of the maps of several detectors"),
+    "time": ("effad_core.timing:main", "latency and throughput by the paper's protocol"),
+    "costs": ("effad_core.costs:main", "parameters and FLOPs of the paper's ten methods"),
+    "unpack": ("effad_core.datasets.archives:main", "the archive of a dataset -> its folder"),
+}
+HELP = """usage: effad COMMAND ...
+
+EfficientAD: find anomalies in images, learnt from good ones alone.
+
+{commands}
+
+  effad train path/to/good_images          trains, finds a threshold, says where the detector is
+  effad predict DETECTOR path/to/images    judges new images: a table and pictures
+  effad COMMAND --help                     options and an example
+
+exit codes: 0 done; 1 something failed or was found, which is said; 2 wrong use or input;
+3 an image is anomalous (effad predict --fail-on-anomaly); 130 interrupted"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one sub-command.
+
+    Args:
+        arguments: the words after `effad`; those of the process by default.
+    """
+    name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        lines = (f"  {one:<{width}}  {what}" for one, (_, what) in COMMANDS.items())
+        print(HELP.format(commands="\n".join(lines)))
+        return
+    if name == "--version":
+        print(f"effad {own_version()}")
+        return
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1)
+        hint = f"did you mean {near[0]}?" if near else "effad --help lists the commands."
+        print(f"effad has no command {name!r}: {hint}", file=sys.stderr)
+        sys.exit(2)
+    module, function = COMMANDS[name][0].split(":")
+    sys.exit(getattr(import_module(module), function)(rest))
+
+
+def own_version() -> str:
+    """Of the installed package."""
+    try:
+        return version("effad-core")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "unknown"

@@ -1,4 +1,0 @@
-from effad_core.costs import main
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,182 @@
+"""The command `effad`: its overview, its sub-commands, and the way from good images to verdicts."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+from effad_core import EfficientAD, cli
+from effad_core.cli import COMMANDS, main
+from effad_core.inspection import bounding_boxes
+from effad_core.prediction import Prediction
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(capsys, *arguments):
+    """Exit code, what was printed, and what was complained of."""
+    try:
+        main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def test_the_overview_names_every_command_and_fits_a_screen(capsys):
+    for arguments in ((), ("--help",), ("help",)):
+        code, text, _ = run(capsys, *arguments)
+        assert code == 0 and len(text.splitlines()) <= 24
+        assert all(len(line) <= 100 for line in text.splitlines())
+        assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_its_own_name(capsys, name):
+    code, text, _ = run(capsys, name, "--help")
+    assert code == 0 and text.startswith(f"usage: effad {name} ")
+    assert f"effad {name} " in text.partition("\n\n")[2]  # an example
+
+
+def test_a_wrong_name_is_one_sentence(capsys):
+    code, text, error = run(capsys, "trian")
+    assert (code, text, error) == (2, "", "effad has no command 'trian': did you mean train?\n")
+    assert "effad --help lists the commands" in run(capsys, "xyz")[2]
+
+
+def test_it_is_installed_and_runs_as_a_module():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = scripts["scripts"]["effad"].partition(":")
+    assert getattr(import_module(module), function) is main
+    done = subprocess.run(
+        [sys.executable, "-m", "effad_core", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout == f"effad {cli.own_version()}\n" and scripts["version"] in done.stdout
+
+
+def test_nothing_heavy_is_loaded_for_the_overview():
+    code = "import sys; from effad_core.cli import main; main([]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+@pytest.fixture
+def small(narrow, monkeypatch):
+    """`train` takes narrow networks, and always the same random teacher."""
+    teacher = narrow(out_channels=384).teacher.state_dict()
+
+    def load_teacher(self, path):
+        self.teacher.load_state_dict(teacher)
+        return self
+
+    monkeypatch.setattr(EfficientAD, "load_teacher", load_teacher)
+
+
+def copy(images, folder):
+    folder.mkdir(parents=True)
+    for path in images:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_from_a_folder_of_good_images_to_verdicts(small, drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    copy(drawn, tmp_path / "my part")
+    code, text, error = run(capsys, "train", "my part", "--profile", "smoke", "--device", "cpu")
+    assert code == 0, error
+    file = Path("build/runs/my part-smoke-small-seed0/detector.safetensors")
+    assert f"the detector: {file}" in text and "too few for a rate of 0.05" in text
+    detector = EfficientAD.load(file)
+    assert str(detector.operating_point) in text and str(detector.pixel_operating_point) in text
+    assert "no test images of both kinds: nothing was measured" in text
+
+    detector.threshold = detector.pixel_threshold = -100.0  # everything is anomalous
+    detector.save("all.safetensors")
+    options = ("--output", "out", "--masks", "--boxes", "--no-overlays")
+    assert run(capsys, "predict", "all.safetensors", "my part", *options)[0] == 0
+    assert (
+        run(capsys, "predict", "all.safetensors", "my part", *options, "--fail-on-anomaly")[0] == 3
+    )
+    assert len(list(Path("out/masks").iterdir())) == len(drawn)
+    boxes = json.loads(Path("out/boxes.json").read_text())
+    whole = boxes[drawn[0].name][0]
+    assert (whole["x"], whole["y"], whole["width"], whole["height"]) == (0, 0, 280, 264)
+
+    assert run(capsys, "threshold", "all.safetensors", "--value", "1e6")[0] == 0
+    assert EfficientAD.load("all.safetensors").threshold == 1e6
+    assert (
+        run(capsys, "predict", "all.safetensors", "my part", *options, "--fail-on-anomaly")[0] == 0
+    )
+    arguments = (
+        "threshold",
+        "all.safetensors",
+        "my part",
+        "--rate",
+        "0.2",
+        "--output",
+        "x.safetensors",
+    )
+    assert run(capsys, *arguments, "--guarantee", "average")[0] == 0
+    assert EfficientAD.load("x.safetensors").operating_point.images == len(drawn)
+    assert EfficientAD.load("all.safetensors").threshold == 1e6
+
+
+def test_the_same_training_goes_on_and_measures_test_images(small, drawn, tmp_path, capsys):
+    part = tmp_path / "part"
+    copy(drawn[:5], part / "train" / "good")
+    copy(drawn[5:6], part / "test" / "good")
+    copy(drawn[6:], part / "test" / "spot")
+    options = ("--profile", "smoke", "--device", "cpu", "--run-dir", tmp_path / "run")
+    first = run(capsys, "train", part, *options)
+    bytes_of = (tmp_path / "run" / "detector.safetensors").read_bytes()
+    second = run(capsys, "train", part, *options)
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert "image AU-ROC on 3 test images: " in first[1]
+    assert (tmp_path / "run" / "detector.safetensors").read_bytes() == bytes_of
+
+
+def test_what_cannot_be_done_is_one_sentence(small, drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = copy(drawn, tmp_path / "part")
+    for arguments, message in (
+        (("train", "absent"), "absent"),
+        (("train", images, "--rate", "7"), "rate"),
+        (("train", images, "--device", "cuda:9"), "no device cuda:9"),
+        (("threshold", "absent.safetensors", "--value", "1"), "absent.safetensors does not exist"),
+        (("export", "absent.safetensors", "x.onnx"), "absent.safetensors does not exist"),
+        (("predict", "absent.safetensors", images), "absent.safetensors does not exist"),
+    ):
+        code, text, error = run(capsys, *arguments)
+        assert code == 2 and message in error and len(error.splitlines()) == 1, arguments
+        assert text == ""
+    assert not Path("build").exists()
+    assert run(capsys, "threshold", "x.safetensors")[0] == 2  # neither images nor a value
+
+
+def test_masks_and_boxes_need_a_pixel_threshold(narrow, drawn, tmp_path, capsys):
+    narrow().save(tmp_path / "none.safetensors")
+    for option in ("--masks", "--boxes", "--fail-on-anomaly"):
+        code, _, error = run(
+            capsys, "predict", tmp_path / "none.safetensors", drawn[0].parent,
+            "--output", tmp_path / "out", option,
+        )  # fmt: skip
+        assert code == 2 and "threshold" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_boxes_by_hand():
+    m = np.zeros((6, 8), np.float32)
+    m[1, 1], m[2, 2], m[4, 5:8] = 0.6, 0.9, 0.7  # two pixels that touch by a corner, and a row
+    boxes = bounding_boxes(Prediction(m, 0.9, m, m, 0.5, 0.5))
+    assert boxes == [
+        {"x": 1, "y": 1, "width": 2, "height": 2, "peak": pytest.approx(0.9)},
+        {"x": 5, "y": 4, "width": 3, "height": 1, "peak": pytest.approx(0.7)},
+    ]
+    assert bounding_boxes(Prediction(m, 0.9, m, m, 0.5, 2.0)) == []
