@@ -7,21 +7,15 @@ lock belongs to the process that holds it: the system frees it when the process 
 import errno
 import glob
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
+from filelock import FileLock, Timeout
 
-WAIT = 0.1  # seconds between two looks at a lock that another holds
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a disk that has none
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}  # of a disk that has none
 
 
 class RunError(ValueError):
@@ -90,7 +84,7 @@ def remove_parts(folder: Path, name: str | None = None) -> None:
 
 
 def _lives(process: int) -> bool:
-    if fcntl is None:  # Windows cannot be asked like this
+    if os.name == "nt":  # Windows cannot be asked like this
         return False
     try:
         os.kill(process, 0)
@@ -135,7 +129,7 @@ def reason(error: OSError) -> str:
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock that the file `path` stands for while the block runs.
 
-    The file is made now and removed afterwards. One that a killed process left holds nothing.
+    The file may stay where it is afterwards. One that a killed process left holds nothing.
 
     Args:
         path: in a folder that exists.
@@ -145,52 +139,16 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
         BlockingIOError: if another process, or another block of this one, holds it.
         OSError: if the file cannot be made.
     """
-    while (number := _lock(path)) is None:
-        if not wait:
-            raise BlockingIOError(errno.EAGAIN, "is locked", str(path))
-        time.sleep(WAIT)
-    try:
-        yield
-    finally:
+    with ExitStack() as held:
         try:
-            with suppress(OSError):  # while it is held; Windows lets it lie
-                path.unlink()
-        finally:
-            os.close(number)
-
-
-def _lock(path: Path) -> int | None:
-    """The descriptor of the locked file, None if another holds it."""
-    number = os.open(path, os.O_RDWR | os.O_CREAT)
-    try:
-        if _try_lock(number) and _is(path, number):
-            return number
-    except OSError as error:
-        if error.errno in NO_LOCKS:
+            held.enter_context(FileLock(path, timeout=-1 if wait else 0))
+        except Timeout:
+            raise BlockingIOError(errno.EAGAIN, "is locked", str(path)) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
             warnings.warn(
                 f"the disk of {path.parent} has no locks: start nothing else there meanwhile",
-                stacklevel=4,
+                stacklevel=3,
             )
-            return number
-        os.close(number)
-        raise
-    os.close(number)
-    return None
-
-
-def _try_lock(number: int) -> bool:
-    try:
-        if fcntl:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        else:
-            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
-def _is(path: Path, number: int) -> bool:
-    """Whether the name still leads to the open file: who held it before has removed it."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(path.stat(), os.fstat(number))
-    return False
+        yield

@@ -337,11 +337,14 @@ MEASURED = re.compile(rb"(?<=\"arithmetic\": \").*(?=\")")  # the words after it
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too; config.json without the times measured for it."""
+    """Every file below a folder, hidden ones too; config.json without the times measured for it.
+
+    The files of locks, which filelock leaves lying, are not among them.
+    """
     return {
         path.relative_to(folder).as_posix(): MEASURED.sub(b"", path.read_bytes())
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not path.name.endswith(".lock")
     }
 
 
