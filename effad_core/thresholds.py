@@ -19,8 +19,8 @@ from numbers import Integral, Real
 from effad_core.metrics import checked_numbers
 
 import numpy as np
+import scipy  # loads scipy.stats when it is first used: 0.3 s
 from numpy.typing import ArrayLike
-from scipy.special import betaincinv
 
 _KINDS = {  # what each kind says; it knows the numbers named here, and no others
     "fpr-confident": "at most {rate} of normal images are called anomalous ({confidence} "
@@ -120,8 +120,8 @@ def threshold_for_fpr(
         k = min(max(1, math.floor(_eased(rate) * (n + 1))), n)
     else:  # the bound grows with k: as many k as keep it within the rate, and enough images do at 1
         ranks, bound = range(2, n + 1), _eased(rate)
-        k = 1 + bisect_right(ranks, bound, key=lambda k: betaincinv(k, n - k + 1, confidence))
-    threshold, upper = np.partition(scores, n - k)[n - k], betaincinv(k, n - k + 1, confidence)
+        k = 1 + bisect_right(ranks, bound, key=lambda k: _beta(confidence, k, n - k + 1))
+    threshold, upper = np.partition(scores, n - k)[n - k], _beta(confidence, k, n - k + 1)
     return OperatingPoint(threshold, f"fpr-{guarantee}", n, rate, confidence, k / (n + 1), upper)
 
 
@@ -163,9 +163,9 @@ class Confusion:
         tail = (1 - _share(confidence, "the confidence")) / 2
         found = {}
         for name, hits, misses in (("fpr", self.fp, self.tn), ("recall", self.tp, self.fn)):
-            low = betaincinv(hits, misses + 1, tail) if hits else 0.0
-            high = betaincinv(hits + 1, misses, 1 - tail) if misses else 1.0
-            found[name] = (float(low), float(high)) if hits + misses else (math.nan, math.nan)
+            low = _beta(tail, hits, misses + 1) if hits else 0.0
+            high = _beta(1 - tail, hits + 1, misses) if misses else 1.0
+            found[name] = (low, high) if hits + misses else (math.nan, math.nan)
         return found
 
 
@@ -306,6 +306,11 @@ def pixel_threshold_for_fpr(
     low, high = np.quantile(shares, [(1 - confidence) / 2, (1 + confidence) / 2])
     share = above.sum() / total
     return OperatingPoint(largest[0], "pixel-fpr", n, rate, confidence, share, high, low)
+
+
+def _beta(share: float, a: int, b: int) -> float:
+    """The quantile of Beta(a, b) below which a share of it lies."""
+    return float(scipy.stats.beta.ppf(share, a, b))
 
 
 def _ratio(part: int, whole: int) -> float:

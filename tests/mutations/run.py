@@ -42,7 +42,7 @@ SURVIVED = "SURVIVED"
 PRELOADED = [
     *("pytest", "nbval.plugin", "hypothesis", "ipywidgets", "matplotlib.figure", "tqdm.auto"),
     *("torch", "torchvision.transforms.v2.functional", "timm", "safetensors.torch"),
-    *("scipy.ndimage", "scipy.special", "skimage.measure", "sklearn.metrics"),
+    *("scipy.ndimage", "scipy.stats", "skimage.measure", "sklearn.metrics"),
 ]
 
 
