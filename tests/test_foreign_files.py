@@ -383,7 +383,10 @@ def running_code(tree):
             yield "shell"
         if options.get("weights_only", "True") != "True":
             yield "weights_only"
-        if name.endswith((".extractall", ".extract")) and options.get("filter") != "'data'":
+        zipped = name.startswith("zipfile.ZipFile(")  # makes no links, and keeps names inside
+        if name.endswith((".extractall", ".extract")) and (
+            not zipped and options.get("filter") != "'data'"
+        ):
             yield name
 
 

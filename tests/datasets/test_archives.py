@@ -1,5 +1,6 @@
 """Archives as they are published unpack; archives that are damaged or mean harm leave nothing."""
 
+import errno
 import hashlib
 import io
 import os
@@ -112,10 +113,10 @@ def test_folders_and_long_names(tmp_path):
     assert contents(folder) == {long: b"1"} and (folder / "empty").is_dir()
 
 
-def test_modes_are_not_restored(tmp_path):
+def test_modes_are_those_of_data(tmp_path):
     setuid = special("s", tarfile.DIRTYPE, mode=0o7777)
     folder = unpack(
-        tar(tmp_path / "a.tar", {"s/run": b"#!"}, setuid, mode=0o7777), tmp_path / "new"
+        tar(tmp_path / "a.tar", {"s/run": b"#!"}, setuid, mode=0o7666), tmp_path / "new"
     )
     for path in (folder, folder / "s", folder / "s/run"):
         assert path.stat().st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX) == 0
@@ -124,57 +125,58 @@ def test_modes_are_not_restored(tmp_path):
     assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-ESCAPES = (
-    *("../evil", "a/../../evil", "a/..", "/evil", "//evil", "C:evil", "c:/evil", "C:\\evil"),
-    *("..\\evil", "a\\..\\..\\evil", "\\\\host\\share"),
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/../../evil", "../.new.unpacking-evil", "a/../../.."]
 )
-
-
-@pytest.mark.parametrize("name", ESCAPES)
-@pytest.mark.parametrize("suffix", ["tar", "zip"])
-def test_paths_that_escape(tmp_path, name, suffix):
-    archive = pack(tmp_path / f"a.{suffix}", {"first": b"1", name: b"2"})
+def test_paths_of_a_tar_that_escape(tmp_path, name):
+    archive = pack(tmp_path / "a.tar", {"first": b"1", name: b"2"})
     message = refused(archive, tmp_path / "deep/er/new")
-    assert "can lead out of the folder" in message and str(archive) in message
+    assert "outside the destination" in message and str(archive) in message
 
 
 @pytest.mark.parametrize(
-    ("kind", "word"),
-    [
-        *((tarfile.SYMTYPE, "link"), (tarfile.LNKTYPE, "link"), (tarfile.CHRTYPE, "device")),
-        *((tarfile.BLKTYPE, "device"), (tarfile.FIFOTYPE, "device")),
-    ],
+    "name", ["/evil", "//evil", "../evil", "a/../../evil", "C:evil", "..\\evil"]
 )
-def test_links_and_devices_in_a_tar(tmp_path, kind, word):
+def test_other_odd_paths_stay_inside(tmp_path, name):
+    """The standard library takes the slash, and a zip's dots, from a name."""
+    for suffix in ("tar", "zip"):
+        if suffix == "zip" or ".." not in name.split("/"):
+            archive = pack(tmp_path / f"a.{suffix}", {"first": b"1", name: b"2"})
+            assert len(contents(unpack(archive, tmp_path / f"{suffix}/new"))) == 2
+            assert [path.name for path in (tmp_path / suffix).iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("target", ["/outside", "first"])
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE],
+)
+def test_links_and_devices_in_a_tar(tmp_path, kind, target):
     (tmp_path / "outside").mkdir()
-    member = special("door", kind, str(tmp_path / "outside"))
+    member = special("door", kind, target.replace("/", f"{tmp_path}/"))
     archive = tar(tmp_path / "a.tar", {"door/evil": b"1"}, member)
-    message = refused(archive, tmp_path / "new")
-    assert f"'door', a {word}" in message
+    assert "'door' is a special file" in refused(archive, tmp_path / "new")
     assert list((tmp_path / "outside").iterdir()) == []
 
 
-@pytest.mark.parametrize(("kind", "word"), [(stat.S_IFLNK, "link"), (stat.S_IFIFO, "device")])
-def test_links_and_devices_in_a_zip(tmp_path, kind, word):
+def test_a_link_in_a_zip_becomes_a_file(tmp_path):
     info = zipfile.ZipInfo("door")
-    info.create_system, info.external_attr = 3, (kind | 0o777) << 16
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as out:
         out.writestr(info, "/etc")
-    assert f"'door', a {word}" in refused(tmp_path / "a.zip", tmp_path / "new")
+    folder = unpack(tmp_path / "a.zip", tmp_path / "new")
+    assert contents(folder) == {"door": b"/etc"} and not (folder / "door").is_symlink()
 
 
-def test_names_that_are_no_names_of_images(tmp_path):
-    """Line breaks and colours for the terminal, and more folders than Python's own tools walk."""
-    deep = "/".join(["d"] * 1500)
-    for suffix in ("tar", "zip"):
-        for name in ("a\nb", "a\x1b[31m", "a\x7f", deep, "x" * 5000, "d/" * 65 + "x"):
-            message = refused(pack(tmp_path / f"a.{suffix}", {"first": b"1", name: b"2"}),
-                              tmp_path / "new")  # fmt: skip
-            assert "too long or has control characters" in message and len(message) < 400
-    steps = {"/".join("d" * n) + "/x": b"1" for n in (600, 1200, 1800)}
-    assert "too long" in refused(pack(tmp_path / "a.tar", steps), tmp_path / "new")
-    fine = {"d/" * 60 + "x": b"1", "A/b": b"2", "a/B": b"3", "\u202e": b"4", "e\u0301": b"5"}
-    assert len(contents(unpack(pack(tmp_path / "a.tar", fine), tmp_path / "new"))) == 5
+def test_a_python_without_filters_unpacks_no_tar(tmp_path, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert "needs Python 3.11.4" in refused(pack(tmp_path / "a.tar", BOTTLE), tmp_path / "new")
+    assert contents(unpack(pack(tmp_path / "a.zip", BOTTLE), tmp_path / "new")) == BOTTLE
+
+
+def test_a_name_that_no_terminal_should_show(tmp_path):
+    message = refused(pack(tmp_path / "a.tar", {"../a\n\x1b[31m": b"2"}), tmp_path / "new")
+    assert "\x1b" not in message and "\\x1b[31m" in message
 
 
 def test_a_name_of_bytes_that_are_no_characters(tmp_path, capsys):
@@ -185,16 +187,10 @@ def test_a_name_of_bytes_that_are_no_characters(tmp_path, capsys):
     assert os.listdir(os.fsencode(tmp_path / "new")) == [b"bottle\xff"]
 
 
-def test_a_path_that_comes_twice(tmp_path):
-    pairs = ([("a", b"1"), ("a", b"2")], [("a", b"1"), ("a/b", b"2")], [("a/b", b"1"), ("a", b"2")])
-    for number, members in enumerate(pairs):
-        with tarfile.open(tmp_path / f"{number}.tar", "w") as out:
-            for name, content in members:
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                out.addfile(info, io.BytesIO(content))
-        message = refused(tmp_path / f"{number}.tar", tmp_path / "new")
-        assert f"'{members[1][0]}' twice" in message
+def test_a_file_that_is_a_folder_too(tmp_path):
+    for number, names in enumerate([("a", "a/b"), ("a/b", "a"), ("a", "a/..")]):
+        archive = pack(tmp_path / f"{number}.tar", dict.fromkeys(names, b"1"))
+        assert "damaged" in refused(archive, tmp_path / "new")
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -208,23 +204,6 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     assert contents(unpack(archive, tmp_path / "link")) == BOTTLE
     assert contents(tmp_path / "empty") == BOTTLE
-
-
-def test_limits(tmp_path):
-    zeros = {"a": bytes(600_000), "b": bytes(600_000)}
-    for suffix in SUFFIXES:
-        bomb = pack(tmp_path / f"a.{suffix}", zeros)
-        assert "max_bytes" in refused(bomb, tmp_path / "new", max_bytes=1_199_999)
-        assert "max_members" in refused(bomb, tmp_path / "new", max_members=1)
-    assert contents(unpack(bomb, tmp_path / "new", max_bytes=1_200_000, max_members=2)) == zeros
-
-
-def test_a_forged_header_does_not_fill_the_memory(tmp_path):
-    info = special("x", tarfile.XHDTYPE)
-    info.size = 8 * 2**20
-    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as out:
-        out.addfile(info, io.BytesIO(bytes(info.size)))
-    assert "a header of" in refused(tmp_path / "a.tar.xz", tmp_path / "new")
 
 
 def header(name=b"a", size=0, kind=b"0", *parts):
@@ -256,20 +235,20 @@ FORGED = {
     "a negative size": (header(size=-1024), "a file of -1024 bytes"),
     "a folder's negative size": (header(size=-512, kind=b"5"), "a file of -512 bytes"),
     "an extended negative size": (pax(size="-512") + header(), "a file of -512 bytes"),
-    "an extended endless size": (pax(size="9" * 30) + header(), "raise max_bytes"),
-    "a size beyond every disk": (header(size=2**80), "raise max_bytes"),
-    "a name of negative length": (header(b"././@LongLink", -512, b"L"), "a header of -512 bytes"),
-    "an extended path": (pax(path="../evil") + header(), "can lead out of the folder"),
+    "an extended endless size": (pax(size="9" * 30) + header(), "damaged"),
+    "a size beyond every disk": (header(size=2**80), "damaged"),
+    "a name of negative length": (header(b"././@LongLink", -512, b"L"), "damaged"),
+    "an extended path": (pax(path="../evil") + header(), "outside the destination"),
     "an extended number": (pax(**{"GNU.sparse.map": "0,a"}) + header(), "damaged"),
-    "a sparse file": (header(b"a", 0, b"S", (386, b"0" * 24), (483, b"7" * 11)), "a sparse file"),
-    "an extended sparse file": (pax(**{"GNU.sparse.map": "0,0"}) + header(), "a sparse file"),
+    "a sparse file": (header(b"a", 0, b"S", (386, b"0" * 24), (483, b"7" * 11)), "a special file"),
+    "an extended sparse file": (pax(**{"GNU.sparse.map": "0,0"}) + header(), "a special file"),
     "headers of headers": (pax(comment="x") * 800 + header(), "maximum recursion depth"),
     "names of names": ((header(b"L", 2, b"L") + bytes(512)) * 800 + header(), "maximum recursion"),
     "a sparse file that goes on after the end": (
         header(b"a", 0, b"S", (386, b"0" * 24), (482, b"1" * 12)),
         "damaged",
     ),
-    "an unknown kind": (header(kind=b"Z"), "a device"),
+    "an unknown kind": (header(kind=b"Z"), "a special file"),
 }
 
 
@@ -296,10 +275,10 @@ def forged_zip(path, **places):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"size": (10**9).to_bytes(4, "little")}, "1000 bytes instead of 1000000000"),
         ({"size": (10).to_bytes(4, "little")}, "damaged"),
         ({"offset": (10**9).to_bytes(4, "little")}, "damaged"),
         ({"method": b"\x63"}, "compression method"),
+        ({"flags": b"\x01"}, "has a password"),
         ({"flags": b"\x40"}, "strong encryption"),
         ({"flags": b"\x20"}, "patched data"),
     ],
@@ -307,7 +286,7 @@ def forged_zip(path, **places):
 def test_forged_zips(tmp_path, change, word):
     archive = forged_zip(tmp_path / "a.zip", **change)
     message = refused(archive, tmp_path / "new")
-    assert word in message and "check the disk" not in message
+    assert word in message and "the disk" not in message
 
 
 def test_a_directory_that_begins_outside_of_the_zip(tmp_path):
@@ -315,21 +294,7 @@ def test_a_directory_that_begins_outside_of_the_zip(tmp_path):
     end = content.index(b"PK\x05\x06")
     content[end + 16 : end + 20] = b"\xff\xff\xff\x7f"
     (tmp_path / "a.zip").write_bytes(content)
-    assert "damaged" in refused(tmp_path / "a.zip", tmp_path / "new")
-
-
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_archive_that_unpacks_to_far_more_than_its_size(tmp_path, monkeypatch, suffix):
-    """Images are compressed already: an archive of them holds about its own size."""
-    assert archives.LEAST == 2**30
-    monkeypatch.setattr(archives, "LEAST", 10**5)
-    archive = pack(tmp_path / f"a.{suffix}", {"a": bytes(10**6)})
-    if suffix == "tar":
-        assert len(contents(unpack(archive, tmp_path / "new"))["a"]) == 10**6
-        return
-    limit = max(10**5, 100 * archive.stat().st_size)
-    assert f"more than {limit} bytes: raise max_bytes" in refused(archive, tmp_path / "new")
-    assert unpack(archive, tmp_path / "new", max_bytes=10**6)
+    assert "check the archive" in refused(tmp_path / "a.zip", tmp_path / "new")
 
 
 @settings(
@@ -382,32 +347,29 @@ def test_forged_fields_whose_checksums_are_right(tmp_path, data):
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
-def test_data_after_the_end(tmp_path):
-    archive = pack(tmp_path / "a.tar", {"a": b"1"})
-    with archive.open("ab") as file:
-        file.truncate(80 * 2**20)
-    assert "after the end" in refused(archive, tmp_path / "new")
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_disk_space_is_checked(tmp_path, monkeypatch, suffix):
-    archive = pack(tmp_path / f"a.{suffix}", {"small": b"1", "large": bytes(900_000)})
-    free = 899_999
+def test_disk_space_is_checked_before_anything_is_written(tmp_path, monkeypatch, suffix):
+    archive = pack(tmp_path / f"a.{suffix}", BOTTLE)
+    free = archive.stat().st_size - 1
     monkeypatch.setattr(
         shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - free, free)
     )
-    assert f"{free} are free" in refused(archive, tmp_path / "new")
-    free = 1_000_000
-    assert len(contents(unpack(archive, tmp_path / "new"))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(archives, "tqdm", None)
+        assert f"{free} are free" in refused(archive, tmp_path / "new")
+    free += 1
+    assert contents(unpack(archive, tmp_path / "new")) == BOTTLE
 
 
-@pytest.mark.parametrize("suffix", ["tar", "zip"])
-def test_disk_space_is_checked_before_anything_is_written(tmp_path, monkeypatch, suffix):
-    archive = pack(tmp_path / f"a.{suffix}", {"a": bytes(600_000), "b": bytes(600_000)})
-    usage = shutil._ntuple_diskusage(10**9, 10**9 - 900_000, 900_000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)  # each file alone fits
-    monkeypatch.setattr(shutil, "copyfileobj", None)
-    assert "900000 are free" in refused(archive, tmp_path / "new")
+def test_a_disk_that_fills_up_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    packed = [pack(tmp_path / f"a.{suffix}", BOTTLE) for suffix in ("tar", "zip")]
+    for module, archive in zip((tarfile, shutil), packed, strict=True):
+        monkeypatch.setattr(module, "copyfileobj", full)
+        message = refused(archive, tmp_path / "new")
+        assert "No space left" in message and "the disk and the permissions" in message
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -469,13 +431,14 @@ def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
     archive = pack(tmp_path / "a.tar", BOTTLE)
     written = []
 
-    def interrupted(source, target, length):
+    def interrupted(*args):
         if written:
             assert (tmp_path / ".new.unpacking/bottle/license.txt").is_file()
             raise KeyboardInterrupt
-        written.append(target.write(source.read()))
+        written.append(copy(*args))
 
-    monkeypatch.setattr(shutil, "copyfileobj", interrupted)
+    copy = tarfile.copyfileobj
+    monkeypatch.setattr(tarfile, "copyfileobj", interrupted)
     with pytest.raises(KeyboardInterrupt):
         unpack(archive, tmp_path / "new")
     assert written and list(tmp_path.iterdir()) == [archive]
