@@ -3,27 +3,21 @@
 Two maps of a backbone (`effad_core.pretrained`), most often at stride 8 and 16, become one map of
 patch features, as in PatchCore (Roth et al., 2022;
 https://github.com/amazon-science/patchcore-inspection); the teacher learns to predict it
-(notebook 02). `python -m effad_core.backbones FOLDER` prints the backbone's top-1 accuracy on a
-folder of ImageNet photographs: the proof that its pretrained weights are in their places.
+(notebook 02). `benchmarks/top1.py` proves that a backbone's pretrained weights are in their places.
 """
 
-import argparse
 import copy
 from collections import Counter
 from pathlib import Path
 
-from effad_core.datasets.images import DataError, list_images, read_image
-from effad_core.pretrained import BACKBONES, Backbone, open_backbone
+from effad_core.pretrained import Backbone, open_backbone
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.transforms import functional as TF
 
 LAYER_DIMENSION = 1024  # values per cell to which PatchCore pools each layer
-CLASSES = 1000  # ImageNet-1k
 # The classes that can be folded, by name (importing timm is slow); their subclasses may differ.
 CONVOLUTIONS, BATCH_NORMS = ("Conv2d", "Conv2dSame"), ("BatchNorm2d", "BatchNormAct2d")
 
@@ -178,53 +172,3 @@ def open_extractor(
         RunError: for weights that are out of reach, damaged or of another network.
     """
     return FeatureExtractor(name, open_backbone(name, weights), out_channels)
-
-
-def open_classifier(
-    name: str = "efficientnet-lite0", weights: str | Path | None = None
-) -> nn.Module:
-    """The whole backbone: images as for `FeatureExtractor` -> logits, shape (N, 1000)."""
-    backbone = open_backbone(name, weights)
-    net = nn.Sequential(backbone.normalise, backbone.network)
-    return net.to(memory_format=torch.channels_last).requires_grad_(False).eval()
-
-
-def classifier_input(image: Image.Image) -> Tensor:
-    """Shorter side to 256 (bicubic), the middle 224x224: uint8, shape (3, 224, 224)."""
-    image = TF.resize(image, 256, TF.InterpolationMode.BICUBIC)
-    return TF.pil_to_tensor(TF.center_crop(image, 224))
-
-
-@torch.no_grad()
-def top1_accuracy(classifier: nn.Module, folder: str | Path, every: int = 1) -> float:
-    """The share of photographs whose most likely class is their own.
-
-    Args:
-        classifier: see `open_classifier`.
-        folder: photographs of all 1000 classes; a file's name starts with its class's WordNet id
-            (n01440764_tench.JPEG), whose rank among all ids is the class's number.
-        every: classify only every so many photographs, in the order of their names.
-
-    Raises:
-        DataError: if the folder does not show all classes, or a photograph cannot be read.
-    """
-    files = list_images(folder)
-    ids = sorted({path.name[:9] for path in files})
-    if len(ids) != CLASSES:
-        raise DataError(f"{folder} shows {len(ids)} classes: photographs of {CLASSES} are needed.")
-    files, correct = files[::every], 0
-    for batch in (files[i : i + 50] for i in range(0, len(files), 50)):
-        images = torch.stack([classifier_input(read_image(path)) for path in batch])
-        classes = classifier(images).argmax(1).tolist()
-        correct += sum(path.name[:9] == ids[c] for path, c in zip(batch, classes, strict=True))
-    return correct / len(files)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="top-1 accuracy of a backbone")
-    parser.add_argument("folder", help="photographs of all 1000 classes, n01440764_tench.JPEG")
-    parser.add_argument("--extractor", default="efficientnet-lite0", choices=BACKBONES)
-    parser.add_argument("--weights", help="a state dict on disk")
-    args = parser.parse_args()
-    accuracy = top1_accuracy(open_classifier(args.extractor, args.weights), args.folder)
-    print(f"{args.extractor}: top-1 accuracy {accuracy:.1%}")

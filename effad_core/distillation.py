@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from effad_core import distributed
-from effad_core.backbones import BACKBONES, FeatureExtractor, open_extractor
+from effad_core.backbones import FeatureExtractor, open_extractor
 from effad_core.datasets.images import DataError
 from effad_core.datasets.pretraining import PretrainingImages, open_pretraining
 from effad_core.devices import DEVICE_HELP, choose_device
@@ -23,6 +23,7 @@ from effad_core.muon import KernelMuon
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.pairs import Pairs
 from effad_core.precision import PRECISIONS
+from effad_core.pretrained import BACKBONES
 from effad_core.runs import Run, settled_precision
 from effad_core.weights import load_weights, read_tensors, write_tensors
 

@@ -1,26 +1,23 @@
 """Psi against the literal PatchCore pooling, and its weights against photographs."""
 
 import copy
+import importlib.util
 import math
 import os
 from pathlib import Path
 from urllib.error import URLError
 
-from effad_core import backbones, pretrained
+from effad_core import pretrained
 from effad_core.backbones import (
-    BACKBONES,
-    Backbone,
     FeatureExtractor,
-    classifier_input,
     fold_batch_norms,
-    open_classifier,
     open_extractor,
     pooling_kernels,
-    top1_accuracy,
 )
 from effad_core.datasets import DataError
 from effad_core.files import RunError
 from effad_core.networks import PatchDescriptionNetwork
+from effad_core.pretrained import BACKBONES, Backbone
 
 import numpy as np
 import pytest
@@ -34,6 +31,10 @@ from torch import nn
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
+TOP1 = Path(__file__).parents[1] / "benchmarks" / "top1.py"
+spec = importlib.util.spec_from_file_location("top1", TOP1)
+top1 = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(top1)
 SAMPLE = Path(
     os.environ.get("EFFAD_IMAGENET_SAMPLE")
     or Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet-sample"
@@ -47,7 +48,7 @@ def lite0() -> FeatureExtractor:
 
 @pytest.fixture(scope="module")
 def classifier() -> nn.Module:
-    return open_classifier("efficientnet-lite0")
+    return top1.open_classifier("efficientnet-lite0")
 
 
 def images(height=96, width=128, count=2):
@@ -454,7 +455,7 @@ def test_torchvision_classifier_is_whole(torchvision_net, monkeypatch):
     x = images(64, 80, count=1)
     with torch.no_grad():
         expected = net(backbone.normalise(x))
-        assert relative_error(open_classifier(name)(x), expected) < 1e-4
+        assert relative_error(top1.open_classifier(name)(x), expected) < 1e-4
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -500,7 +501,7 @@ PHOTOGRAPHS = {  # ImageNet's numbers of the classes that would be right
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_photographs_are_recognised(classifier, name):
     pixels = load_sample_image(name) if "." in name else getattr(skimage.data, name)()
-    x = classifier_input(Image.fromarray(pixels).convert("RGB"))
+    x = top1.classifier_input(Image.fromarray(pixels).convert("RGB"))
     assert classifier(x[None]).argmax().item() in PHOTOGRAPHS[name]
 
 
@@ -509,17 +510,23 @@ def test_photographs_are_recognised(classifier, name):
     reason="no ImageNet photographs: name their folder in EFFAD_IMAGENET_SAMPLE",
 )
 def test_top1_accuracy_on_imagenet_photographs(classifier):
-    assert top1_accuracy(classifier, SAMPLE, every=8) > 0.8
+    assert top1.top1_accuracy(classifier, SAMPLE, every=8) > 0.8
 
 
 def test_accuracy_needs_all_classes(classifier, tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "n01440764_tench.JPEG")
     with pytest.raises(DataError, match="shows 1 classes"):
-        top1_accuracy(classifier, tmp_path)
+        top1.top1_accuracy(classifier, tmp_path)
+
+
+def test_the_command_says_what_is_wrong_in_one_sentence(tmp_path):
+    with pytest.raises(SystemExit, match="holds no image") as stop:
+        top1.main([str(tmp_path)])
+    assert "\n" not in stop.value.code
 
 
 def test_accuracy_counts_each_photograph(monkeypatch, tmp_path):
-    monkeypatch.setattr(backbones, "CLASSES", 3)
+    monkeypatch.setattr(top1, "CLASSES", 3)
     for i, shade in enumerate((0, 1, 2, 2)):
         path = tmp_path / f"n0000000{min(i, 2)}_{i}.png"
         Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(path)
@@ -527,8 +534,8 @@ def test_accuracy_counts_each_photograph(monkeypatch, tmp_path):
     def never_class_0(x):
         return F.one_hot(x[:, 0, 0, 0].long().clamp(min=1), 3)
 
-    assert top1_accuracy(never_class_0, tmp_path) == 0.75
-    assert top1_accuracy(never_class_0, tmp_path, every=2) == 0.5
+    assert top1.top1_accuracy(never_class_0, tmp_path) == 0.75
+    assert top1.top1_accuracy(never_class_0, tmp_path, every=2) == 0.5
 
 
 # ---- weights from a file -------------------------------------------------------------------
