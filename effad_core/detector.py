@@ -274,13 +274,11 @@ class EfficientAD(nn.Module, Predictor):
         Raises:
             RunError: if the file is missing, cut short, foreign, or its tensors do not fit.
         """
-        tensors, header = read_tensors(path, "detector", card=dict)
+        tensors, header = read_tensors(path, "detector", card=dict, operating_points=dict)
         try:
             names = ("size", "padding", "image_size", "out_channels")
             detector = cls(**{name: header.get(name) for name in names})
-            points = header.get("operating_points", {})  # detectors saved before have none
-            if not isinstance(points, dict):
-                raise ValueError("the operating points have no names")
+            points = header["operating_points"]
             for name in points.keys() & POINTS.keys():
                 setattr(detector, POINTS[name], OperatingPoint.from_dict(points[name]))
         except ValueError as error:

@@ -138,8 +138,8 @@ def teacher_report(
     - A median deviation below 0.2 on the pretraining images: T's deviation, squared, is about the
       share of Psi's variance that it predicts, here 4 %; it has learnt next to nothing.
 
-    Where the card has no statistics of the output (teachers distilled by earlier versions),
-    channels are compared with what Algorithm 3 aims at: features of mean 0 and deviation 1.
+    Where the card has no statistics of the output (a random teacher's has none), channels are
+    compared with what Algorithm 3 aims at: features of mean 0 and deviation 1.
     A distilled teacher's deviation is smaller, so ratios and shifts then come out smaller too:
     a distant domain, or noise, may go unnoticed.
 

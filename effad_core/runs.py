@@ -181,10 +181,7 @@ class Run:
             load_weights(module, _without_prefix(tensors, f"{name}."), path)
         for name, optimizer in self.optimizers.items():
             load_state(optimizer, _without_prefix(tensors, f"{name}."), path)
-        if self.HISTORY in tensors:
-            self._log, self.window[:] = _history(tensors[self.HISTORY], path)
-        else:  # a checkpoint of before they were part of it
-            self._log = self._log_until(iteration)
+        self._log, self.window[:] = _history(tensors, path)
         try:
             row = self._last_row()
         except ValueError:
@@ -239,18 +236,6 @@ class Run:
             write_text(self.folder / self.LOG, self._log)
         self._last_save = time.monotonic()
 
-    def _log_until(self, iteration: int) -> str:
-        """What log.csv says of the first iterations, in whole rows."""
-        path = self.folder / self.LOG
-        text = path.read_text(errors="replace") if path.exists() else ""
-        header, *lines = text.splitlines(keepends=True) or [""]
-        return header + "".join(
-            line
-            for line in lines
-            if line.endswith("\n") and line.count(",") == header.count(",")
-            if (step := line.split(",")[0]).isdecimal() and int(step) <= iteration
-        )
-
     def _last_row(self) -> dict[str, float]:
         names, *rows = (line.split(",") for line in self._log.splitlines() or [""])
         if not rows:
@@ -261,10 +246,10 @@ class Run:
         }
 
 
-def _history(tensor: Tensor, path: Path) -> tuple[str, list]:
+def _history(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, list]:
     """The log and the window that a checkpoint holds."""
     try:
-        history = json.loads(tensor.numpy().tobytes())
+        history = json.loads(tensors[Run.HISTORY].numpy().tobytes())
         log, window = history["log"], history["window"]
         if isinstance(log, str) and isinstance(window, list):
             return log, window

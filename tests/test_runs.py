@@ -204,16 +204,12 @@ def test_a_damaged_history_is_named(tmp_path, history):
         new_run(tmp_path).resume()
 
 
-def test_a_checkpoint_without_the_log_keeps_the_rows_that_belong_to_it(tmp_path):
+def test_a_checkpoint_without_a_history_is_damaged(tmp_path):
     path, tensors, header = saved_checkpoint(tmp_path, 20)
     del tensors["history"]
     write_tensors(path, tensors, header)
-    for nothing in (lambda: None, (tmp_path / "log.csv").touch):
-        nothing()
-        assert new_run(tmp_path).resume() == (20, {})
-    (tmp_path / "log.csv").write_bytes(b"iteration,loss\r\n10,0.5\r\n20,0.25\r\n30,0.1\r\n4")
-    assert new_run(tmp_path).resume() == (20, {"iteration": 20, "loss": 0.25})
-    assert (tmp_path / "log.csv").read_bytes() == b"iteration,loss\n10,0.5\n20,0.25\n"
+    with pytest.raises(RunError, match="checkpoint.safetensors has a damaged history"):
+        new_run(tmp_path).resume()
 
 
 @pytest.mark.parametrize("log", ["iteration,loss\n20,x\n", "iteration,loss\n20\n", "\n1,2\n"])
