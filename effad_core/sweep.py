@@ -35,6 +35,7 @@ from effad_core.evaluation import KINDS, METRICS, evaluate
 from effad_core.files import RunError, remove_parts, write_text
 from effad_core.runs import alone
 from effad_core.shipped import shipped
+from effad_core.tables import layout
 from effad_core.training import DETECTOR, PRESETS, Schedule, train
 from effad_core.weights import fingerprint
 
@@ -255,18 +256,6 @@ def spread(runs: Sequence[Mapping[str, float]], metric: str) -> str:
         return "-"
     deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{deviation}"
-
-
-def layout(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:{'<' if index == 0 else '>'}{width}}"
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def _suffix(args: argparse.Namespace, schedule: Schedule, weights: str) -> str:

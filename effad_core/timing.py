@@ -28,7 +28,8 @@ from effad_core.detector import EfficientAD
 from effad_core.devices import DEVICE_HELP
 from effad_core.files import RunError
 from effad_core.inference import PreparedDetector
-from effad_core.sweep import PAPER, layout
+from effad_core.sweep import PAPER
+from effad_core.tables import layout
 
 import numpy as np
 import torch

@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from effad_core.tables import layout
+
 import nbformat
 import papermill
 import yaml
@@ -168,10 +170,7 @@ def table(rows: list[tuple[str, float, dict[str, float]]]) -> str:
             lines.append((*left, name, value if isinstance(value, str) else number(value)))
             left = ("", "")
     lines.append(("total", f"{sum(seconds for _, seconds, _ in rows):.0f} s", "", ""))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    row = "{:{}}  {:>{}}  {:{}}  {:>{}}"
-    pairs = ([part for pair in zip(line, widths, strict=True) for part in pair] for line in lines)
-    return "\n".join(["", *(row.format(*pair).rstrip() for pair in pairs)])
+    return "\n" + layout(lines, left=(0, 2))
 
 
 def number(value: float) -> str:

@@ -18,6 +18,7 @@ from textwrap import wrap
 from effad_core.costs.dsr import DSR
 from effad_core.costs.features import AST, FastFlow, PatchCore, PatchCoreEnsemble, SimpleNet
 from effad_core.costs.regression import GCAD, EfficientAD, StudentTeacher
+from effad_core.tables import layout
 
 import torch
 from torch import nn
@@ -160,18 +161,18 @@ def costs(methods: Iterable[str] = tuple(METHODS)) -> list[Cost]:
 def table(rows: Iterable[Cost], width: int = 60) -> str:
     """The costs as text; `width` is that of the last column, in characters."""
     lines = [
-        f"{'':14}{'parameters, M':>22}{'FLOPs of one image, G':>24}",
-        f"{'method':14}" + "    ours  paper    off      ours  paper    off  assumed",
+        ["", "parameters", "paper", "off", "FLOPs", "paper", "off", ""],
+        ["method", "millions", "", "", "G per image", "", "", "assumed"],
     ]
     for row in rows:
-        text = (
-            f"{row.method:14}{row.parameters / 1e6:8.1f}{row.paper_parameters:7}"
-            f"{_percent(row.parameters_deviation):>7}{row.flops / 1e9:10.1f}"
-            f"{row.paper_flops:7}{_percent(row.flops_deviation):>7}  "
-        )
         first, *others = wrap(row.assumed, width)
-        lines += [text + first, *(" " * len(text) + other for other in others)]
-    return "\n".join(lines)
+        lines.append(
+            [row.method, f"{row.parameters / 1e6:.1f}", f"{row.paper_parameters}",
+             _percent(row.parameters_deviation), f"{row.flops / 1e9:.1f}", f"{row.paper_flops}",
+             _percent(row.flops_deviation), first]
+        )  # fmt: skip
+        lines += [[""] * 7 + [other] for other in others]
+    return layout(lines, left=(0, 7))
 
 
 def main(arguments: list[str] | None = None) -> None:
