@@ -37,6 +37,10 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from effad_core.cli import own_version
+
+        return own_version()
     if name not in _HOMES:
         raise AttributeError(f"effad_core has no public name {name!r}")
     return getattr(import_module(f"effad_core.{_HOMES[name]}"), name)

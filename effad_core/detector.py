@@ -19,7 +19,7 @@ from effad_core.networks import (
     Autoencoder,
     PatchDescriptionNetwork,
 )
-from effad_core.precision import computing_in, resolve_precision
+from effad_core.precision import PRECISIONS, computing_in, resolve_precision
 from effad_core.prediction import Predictor
 from effad_core.shipped import shipped
 from effad_core.statistics import StreamQuantiles
@@ -59,6 +59,8 @@ class EfficientAD(nn.Module, Predictor):
             are anomalous, with what is known of them; None until you choose them. New quantiles
             take them away.
         threshold, pixel_threshold: the numbers themselves, to be read or set by hand.
+        precision: in which it computes unless told otherwise, saved with the weights: "float32", or
+            what it was trained in.
         card: provenance of the teacher and the training, JSON-able, saved with the weights.
 
     Raises:
@@ -87,6 +89,7 @@ class EfficientAD(nn.Module, Predictor):
         self.register_buffer("sigma", torch.ones(out_channels, 1, 1))
         self.register_buffer("quantiles", torch.full((4,), torch.nan))
         self.operating_point = self.pixel_operating_point = None
+        self.precision = "float32"
         self.card: dict = {"teacher": "random"}
         self.eval()
 
@@ -141,17 +144,17 @@ class EfficientAD(nn.Module, Predictor):
         return d_st, d_stae
 
     @torch.inference_mode()
-    def anomaly_maps(self, images: Tensor, precision: str = "float32") -> tuple[Tensor, Tensor]:
+    def anomaly_maps(self, images: Tensor, precision: str | None = None) -> tuple[Tensor, Tensor]:
         """The raw maps M_ST and M_AE at the detector's image size, before normalisation.
 
         Args:
             images: uint8, shape (N, 3, H, W), already at image_size.
-            precision: "float32" (the reference), or another of `resolve_precision`'s.
+            precision: one of `resolve_precision`'s; None takes the detector's own.
 
         Returns:
             Two float32 tensors of shape (N, H, W).
         """
-        precision = resolve_precision(precision, self.device, size=self.size)
+        precision = resolve_precision(precision or self.precision, self.device, size=self.size)
         with computing_in(precision, self.device):
             images = images.to(self.device).contiguous(memory_format=torch.channels_last)
             differences = self.squared_differences(images)
@@ -181,7 +184,9 @@ class EfficientAD(nn.Module, Predictor):
             0.1 * (m_ae - qa_ae) / (qb_ae - qa_ae),
         )
 
-    def find_quantiles(self, batches: Iterable[Tensor], count: int, precision: str) -> None:
+    def find_quantiles(
+        self, batches: Iterable[Tensor], count: int, precision: str | None = None
+    ) -> None:
         """Set the quantiles from validation images (Algorithm 1, lines 47-60).
 
         Args:
@@ -209,7 +214,11 @@ class EfficientAD(nn.Module, Predictor):
 
     # --- Algorithm 2 ---------------------------------------------------------------------------
 
-    def combined_maps(self, images: Tensor, precision: str = "float32") -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
+        """The three maps of images: as `combined_maps`, in the detector's precision."""
+        return self.combined_maps(images)
+
+    def combined_maps(self, images: Tensor, precision: str | None = None) -> Tensor:
         """M and the two normalised maps that it is the mean of (Algorithm 2, lines 1-10).
 
         Args:
@@ -252,6 +261,7 @@ class EfficientAD(nn.Module, Predictor):
             "padding": self.padding,
             "image_size": self.image_size,
             "out_channels": self.out_channels,
+            "precision": self.precision,
             "operating_points": {
                 name: point.to_dict()
                 for name, attribute in POINTS.items()
@@ -274,10 +284,15 @@ class EfficientAD(nn.Module, Predictor):
         Raises:
             RunError: if the file is missing, cut short, foreign, or its tensors do not fit.
         """
-        tensors, header = read_tensors(path, "detector", card=dict, operating_points=dict)
+        tensors, header = read_tensors(
+            path, "detector", card=dict, operating_points=dict, precision=str
+        )
         try:
             names = ("size", "padding", "image_size", "out_channels")
             detector = cls(**{name: header.get(name) for name in names})
+            detector.precision = header["precision"]
+            if detector.precision not in PRECISIONS[1:]:  # "auto" is no precision to have
+                raise ValueError(f"the precision {detector.precision!r} is unknown")
             points = header["operating_points"]
             for name in points.keys() & POINTS.keys():
                 setattr(detector, POINTS[name], OperatingPoint.from_dict(points[name]))

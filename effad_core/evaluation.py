@@ -175,7 +175,7 @@ class Evaluation:
 def evaluate(
     detector: Predictor,
     scenario: Scenario | Sequence[Sample],
-    precision: str = "auto",
+    precision: str | None = None,
     batch_size: int = 8,
     keep_maps: bool | None = None,
     device: str | torch.device | None = None,

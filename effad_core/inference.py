@@ -72,7 +72,7 @@ class PreparedDetector(Predictor):
             )
 
     @torch.inference_mode()
-    def combined_maps(self, images: Tensor, precision: str = "auto") -> Tensor:
+    def combined_maps(self, images: Tensor, precision: str | None = None) -> Tensor:
         """As the detector's; the precision was chosen in preparing and is not looked at."""
         return self.graph(images.to(self.device)).clone()  # the next call may reuse the memory
 

@@ -55,7 +55,7 @@ def fit_thresholds(
     rate: float,
     confidence: float = 0.95,
     guarantee: str = "confident",
-    precision: str = "auto",
+    precision: str | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[OperatingPoint, OperatingPoint]:
     """Set a detector's two thresholds from good images, with a stated false positive rate.
@@ -66,7 +66,7 @@ def fit_thresholds(
         samples: good images that no network was trained on, for example a scenario's validation
             images.
         rate, confidence, guarantee: as in `threshold_for_fpr`.
-        precision: as in `EfficientAD.anomaly_maps`; inspect with the same.
+        precision: as in `EfficientAD.anomaly_maps`; judge in the same.
         device: where the detector computes, now and afterwards; None takes the GPU where there is
             one.
 
@@ -151,7 +151,7 @@ def inspect_images(
     images: Images,
     folder: str | os.PathLike,
     overlays: bool = True,
-    precision: str = "auto",
+    precision: str | None = None,
     batch_size: int = 8,
     masks: bool = False,
     boxes: bool = False,
@@ -304,7 +304,7 @@ def bounding_boxes(prediction: Prediction) -> list[dict[str, float]]:
 
 
 def _predictions(
-    detector: EfficientAD, paths: Sequence[Path], precision: str, batch_size: int
+    detector: EfficientAD, paths: Sequence[Path], precision: str | None, batch_size: int
 ) -> Iterator[tuple[Image.Image, Prediction] | tuple[Exception, None]]:
     """Each image with its prediction, or the error of reading it; one batch is in memory."""
     batch, pixels = [], 0

@@ -82,15 +82,7 @@ def train_folder(
     photographs = open_pretraining(pretraining)
     train(detector, scenario, schedule, photographs, run_dir, seed=seed, device=device)
     possible = feasible_rate(len(scenario.validation), rate, guarantee)
-    precision = detector.card["training"]["schedule"]["precision"]
-    points = fit_thresholds(
-        detector,
-        scenario.validation,
-        possible,
-        guarantee=guarantee,
-        precision=precision,
-        device=detector.device,
-    )
+    points = fit_thresholds(detector, scenario.validation, possible, guarantee=guarantee)
     detector.save(run_dir / DETECTOR)
     return detector, points
 
@@ -152,7 +144,7 @@ def summary(
         points: of scores and of pixels.
         rate: the one asked for.
     """
-    precision = detector.card["training"]["schedule"]["precision"]
+    precision = detector.precision
     lines = [
         "",
         f"{scenario.name}: trained on {len(scenario.train)} good images, "
@@ -169,7 +161,7 @@ def summary(
             f"which needs {needed}; this is the lowest rate that they support"
         )
     if len({sample.label for sample in scenario.test}) == 2:
-        area = evaluate(detector, scenario, precision).auroc()["combined"]
+        area = evaluate(detector, scenario).auroc()["combined"]
         lines.append(f"image AU-ROC on {len(scenario.test)} test images: {area:.3f}")
     else:
         lines.append("no test images of both kinds: nothing was measured, the promise stands alone")

@@ -148,13 +148,13 @@ class Predictor(ABC):
         """
 
     @abstractmethod
-    def combined_maps(self, images: Tensor, precision: str) -> Tensor:
+    def combined_maps(self, images: Tensor, precision: str | None = None) -> Tensor:
         """Combined, student-teacher and autoencoder map, (N, 3, H, W), of uint8 (N, 3, H, W)."""
 
     def predict(
         self,
         image: ImageLike | Sequence[ImageLike],
-        precision: str = "float32",
+        precision: str | None = None,
         batch_size: int = 8,
     ) -> Prediction | list[Prediction]:
         """Anomaly map and score of an image, or of each image of a sequence (Algorithm 2).
@@ -162,7 +162,8 @@ class Predictor(ABC):
         Args:
             image: a path, a PIL image, a uint8 array (H, W, 3) or (H, W), or a sequence of these;
                 an array (N, H, W, 3) is a sequence.
-            precision: "float32" (the reference), or another of `resolve_precision`'s.
+            precision: one of `resolve_precision`'s; None takes the predictor's own, in which its
+                thresholds were found.
             batch_size: images that go through the networks at once.
 
         Returns:

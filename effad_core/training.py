@@ -21,7 +21,7 @@ from effad_core.datasets import (
     open_pretraining,
 )
 from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
-from effad_core.detector import EfficientAD
+from effad_core.detector import POINTS, EfficientAD
 from effad_core.devices import choose_device
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 from effad_core.memory import keep_freed_memory
@@ -225,7 +225,7 @@ def train(
             finished = EfficientAD.load(run.folder / DETECTOR)
             if finished.card.get("training") == run.config:  # not one that lay here before
                 detector.load_state_dict(finished.state_dict())
-                for name in ("card", "operating_point", "pixel_operating_point"):
+                for name in ("card", "precision", *POINTS.values()):
                     setattr(detector, name, getattr(finished, name))
                 detector.eval()  # the new student and autoencoder are not yet
                 return row
@@ -313,7 +313,8 @@ def train(
         detector.eval()
 
         # Algorithm 1, lines 47-60
-        detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
+        detector.precision = precision
+        detector.find_quantiles(validation_images.batches(8), len(validation_images))
         if run.folder is not None:
             detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
         return row

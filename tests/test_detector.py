@@ -1,9 +1,10 @@
 """Algorithm 2 against plain torch code, every accepted input, and the file on disk."""
 
-from effad_core import EfficientAD, OperatingPoint, RunError, detector, train
+from effad_core import EfficientAD, OperatingPoint, RunError, detector, evaluate, train
 from effad_core.datasets import DataError
 from effad_core.detector import place_cells
 from effad_core.distillation import save_teacher
+from effad_core.inspection import fit_thresholds
 from effad_core.networks import Autoencoder, PatchDescriptionNetwork
 from effad_core.thresholds import max_f1, pixel_threshold, threshold_for_fpr
 from effad_core.training import Schedule
@@ -327,7 +328,7 @@ def test_files_that_are_no_detector(narrow, tmp_path):
     write_tensors(path, ad.state_dict(), header)
     with pytest.raises(RunError, match="damaged header: 'operating_points' is missing or no dict"):
         EfficientAD.load(path)
-    header |= {"operating_points": {}}
+    header |= {"operating_points": {}, "precision": "float32"}
     for wrong in (header, header | {"out_channels": 8, "image_size": (99, 99)}):
         write_tensors(path, ad.state_dict(), wrong)
         with pytest.raises(RunError, match="x.safetensors has a header"):
@@ -373,3 +374,35 @@ def test_a_new_student_leaves_the_teacher_alone():
     assert not torch.equal(ad.student[0].weight, first)
     assert all(map(torch.equal, ad.teacher.parameters(), teacher))
     assert ad.student.out_channels == 768 and isinstance(ad.autoencoder, Autoencoder)
+
+
+def test_one_precision_for_thresholds_and_verdicts(narrow, scenario, pretraining, drawn, tmp_path):
+    """What was trained in bfloat16 computes in it everywhere, also from its file."""
+    ad = narrow()
+    assert ad.precision == "float32"
+    train(ad, scenario, Schedule.smoke(precision="bfloat16"), pretraining)
+    assert ad.precision == "bfloat16"
+    fit_thresholds(ad, scenario.validation, 0.5, guarantee="average")
+    scores = [p.score for p in ad.predict([s.path for s in scenario.validation])]
+    assert ad.threshold in scores  # the very number that is compared later
+    found = evaluate(ad, scenario.validation).scores["combined"]
+    assert found.tolist() == scores
+    ad.save(tmp_path / "x.safetensors")
+    loaded = EfficientAD.load(tmp_path / "x.safetensors")
+    assert loaded.precision == "bfloat16"
+    assert loaded.predict(drawn[0]).score == ad.predict(drawn[0]).score
+    assert loaded.predict(drawn[0], precision="float32").score != ad.predict(drawn[0]).score
+
+
+def test_forward_gives_the_three_maps(narrow):
+    ad, images = narrow(), torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
+    assert torch.equal(ad(images), ad.combined_maps(images)) and ad(images).shape[1] == 3
+
+
+@pytest.mark.parametrize("precision", ["auto", "float64"])
+def test_a_precision_that_no_detector_has_is_refused(narrow, tmp_path, precision):
+    ad = narrow()
+    ad.precision = precision
+    ad.save(tmp_path / "x.safetensors")
+    with pytest.raises(RunError, match="the precision .* is unknown"):
+        EfficientAD.load(tmp_path / "x.safetensors")
