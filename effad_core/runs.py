@@ -159,8 +159,9 @@ class Run:
         path = self.folder / self.CHECKPOINT
         if not path.exists():
             if self.writes:
-                content = json.dumps(self.config | self.notes, indent=2) + "\n"
-                write_text(self.folder / self.CONFIG, content)
+                if not self._is_described():
+                    content = json.dumps(self.config | self.notes, indent=2) + "\n"
+                    write_text(self.folder / self.CONFIG, content)
                 (self.folder / self.LOG).unlink(missing_ok=True)
             return 0, {}
         tensors, header = read_tensors(path, "checkpoint", config=dict, iteration=int)
@@ -191,6 +192,14 @@ class Run:
         if self.writes and self._log:  # it may hold rows of after the checkpoint, or half of one
             write_text(self.folder / self.LOG, self._log)
         return iteration, row
+
+    def _is_described(self) -> bool:
+        """Whether config.json is this run's, from a call that ended before its first checkpoint."""
+        try:
+            found = json.loads((self.folder / self.CONFIG).read_text(encoding="utf-8"))
+            return {**found, **self.config} == found and found.keys() >= self.notes.keys()
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return False
 
     def log(self, row: Mapping[str, float]) -> None:
         """Append a row to log.csv; it reaches the disk with the next checkpoint."""
