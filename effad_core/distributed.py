@@ -1,6 +1,6 @@
 """One training in several processes, on several GPUs or machines, started by torchrun.
 
-Without torchrun everything here is the identity: one process, the first, which waits for nobody.
+Without torchrun there is one process, of rank 0, and nothing here does anything.
 """
 
 import os

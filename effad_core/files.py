@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks: what a kill or a full disk may leave on the disk.
+"""Atomic writes, and locks that survive a killed process.
 
 A file is written beside its place under a hidden name, forced onto the disk, and moved there. A
 lock belongs to the process that holds it: the system frees it when the process ends, killed or not.

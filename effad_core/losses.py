@@ -27,6 +27,10 @@ def hard_feature_loss(distances: Tensor, quantile: float = 0.999) -> Tensor:
 
     Raises:
         ValueError: if quantile is not in [0, 1) or there are no elements.
+
+    Example:
+        >>> hard_feature_loss(torch.tensor([[[[1.0, 2.0], [3.0, 10.0]]]]), quantile=0.5)
+        tensor(6.5000)
     """
     if not 0 <= quantile < 1:
         raise ValueError(f"quantile must be in [0, 1), not {quantile}")
@@ -53,6 +57,10 @@ def pretraining_penalty(student_output: Tensor) -> Tensor:
 
     Returns:
         A scalar: (384 HW)^-1 times the summed squared Frobenius norms of the channels.
+
+    Example:
+        >>> pretraining_penalty(torch.tensor([[[[1.0, 3.0]]]]))
+        tensor(5.)
     """
     return student_output.square().mean()
 
@@ -70,6 +78,10 @@ def mean_squared_difference(prediction: Tensor, target: Tensor) -> Tensor:
 
     Raises:
         ValueError: if the shapes differ (a silent broadcast would give a wrong loss).
+
+    Example:
+        >>> mean_squared_difference(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
+        tensor(1.)
     """
     if prediction.shape != target.shape:
         raise ValueError(f"shapes differ: {tuple(prediction.shape)} and {tuple(target.shape)}")

@@ -34,6 +34,10 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 
     Raises:
         ValueError: if the shapes differ, only one class is present, or a score is not finite.
+
+    Example:
+        >>> image_auroc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])
+        0.75
     """
     sweep = _image_sweep(labels, scores)
     return _area(sweep, sweep.recall, 1.0)
@@ -43,6 +47,10 @@ def image_auprc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Average precision of image anomaly scores: the step-wise area under precision-recall.
 
     Args, raises: as `image_auroc`.
+
+    Example:
+        >>> round(image_auprc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 4)
+        0.8333
     """
     return _average_precision(_image_sweep(labels, scores))
 

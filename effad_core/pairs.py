@@ -1,4 +1,4 @@
-"""What the teacher sees and what it should answer: the batches of Algorithm 3.
+"""Training batches for distillation (Algorithm 3): the teacher's images and Psi's features.
 
 The lines cited here are those of Algorithm 3 in the supplement.
 """

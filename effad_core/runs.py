@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def alone(path: Path, lock: Path, choice: str) -> Iterator[None]:
-    """No other process, and no other call in this one, writes `path` while the block runs.
+    """Lock `path` while the block runs.
 
     Args:
         path: a folder or a file, for the sentence.

@@ -27,6 +27,10 @@ def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: for an empty stream, NaN or infinite features, or a channel that never varies
             (it would be divided by zero); the sentence names the channels.
+
+    Example:
+        >>> channel_statistics([torch.tensor([[[[1.0, 3.0]]]])])
+        (tensor([2.]), tensor([1.]))
     """
     moments = ChannelMoments()  # Algorithm 1, line 4; Algorithm 3, line 3
     for maps in features:

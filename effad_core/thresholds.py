@@ -108,6 +108,10 @@ def threshold_for_fpr(
     Raises:
         ValueError: if an argument is out of range, a score is not finite, or the images are too
             few: the sentence says how many are needed, and the lowest rate that n support.
+
+    Example:
+        >>> threshold_for_fpr([0.1, 0.2, 0.3, 0.4], 0.25, guarantee="average").threshold
+        0.4
     """
     scores = _numbers(normal_scores, "the scores")
     needed, n = images_needed(rate, confidence, guarantee), len(scores)
@@ -126,7 +130,12 @@ def threshold_for_fpr(
 
 
 def images_needed(rate: float, confidence: float = 0.95, guarantee: str = "confident") -> int:
-    """The fewest normal images with which `threshold_for_fpr` keeps a rate; same arguments."""
+    """The fewest normal images with which `threshold_for_fpr` keeps a rate; same arguments.
+
+    Example:
+        >>> images_needed(0.05), images_needed(0.05, guarantee="average")
+        (59, 19)
+    """
     lowest_rate(1, confidence, guarantee)  # refuses what it does not know
     rate = max(_eased(_share(rate, "the rate")), 1e-300)  # its inverse stays finite
     if guarantee == "average":

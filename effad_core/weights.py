@@ -1,4 +1,4 @@
-"""Weights in files, and what must hold before a network takes them from a stranger.
+"""Weights in files: everything is checked before it is loaded into a network.
 
 Files are safetensors with a JSON header: nothing is ever unpickled.
 """
