@@ -32,6 +32,14 @@ interruption = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(interruption)
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also where whoever started the tests had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     images = tmp_path_factory.mktemp("images")
