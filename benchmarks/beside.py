@@ -59,7 +59,7 @@ def main() -> None:
     print(machine(turns.CPU), flush=True)
     measured = measure(turns.CPU, "training")
     auto = measured.fastest()
-    print(f'"auto" took {measured.describe(auto)}')
+    print(f'"auto" took {measured.sentence(auto)}')
     precisions = [name for name in CANDIDATES["training"] if name in measured.seconds]
     print(f"{'seconds, median (x alone)':34}" + "".join(f"{name:>24}" for name in NEIGHBOURS))
     for policy, environment in POLICIES.items():

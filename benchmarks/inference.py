@@ -126,7 +126,7 @@ def main() -> None:
         }
         taken = turns.compare("One image through Algorithm 2", size, ways, args.rounds)
         taken = {name: taken[f"prepared, {name}"] for name in possible}
-        turns.print_choice(measured.describe(auto), taken[auto], taken)
+        turns.print_choice(measured.sentence(auto), taken[auto], taken)
 
 
 def number_format(name: str) -> str:

@@ -167,7 +167,7 @@ def main() -> None:
             )
         taken = turns.compare("One iteration of Algorithm 1", size, ways, args.rounds)
         kept = {p: taken[f"effad_core, {p}, kept"] for p in possible}
-        turns.print_choice(measured.describe(auto), kept[auto], kept)
+        turns.print_choice(measured.sentence(auto), kept[auto], kept)
     ways = {}
     for name, build, arguments in (
         ("torch's own, the teacher's output computed", torch_autoencoder, (False,)),

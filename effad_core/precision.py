@@ -42,7 +42,7 @@ class Measurement:
         """The fastest of the allowed precisions."""
         return min(self.seconds.keys() & set(allowed), key=self.seconds.__getitem__)
 
-    def describe(self, chosen: str) -> str:
+    def sentence(self, chosen: str) -> str:
         """One line: the chosen precision, how it compares with float32, and what was timed."""
         gain = self.seconds["float32"] / self.seconds[chosen]
         times = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in self.seconds.items())
@@ -89,7 +89,7 @@ def describe_precision(
     known = _measurements.get((device, work, size))
     if known is None or precision not in known.seconds or "float32" not in known.seconds:
         return precision
-    return known.describe(precision)
+    return known.sentence(precision)
 
 
 _measurements: dict[tuple[torch.device, str, str], Measurement] = {}

@@ -147,7 +147,7 @@ def test_it_runs_on_this_machine(work, size):
     assert torch.equal(state, torch.get_rng_state())
     assert {"float32", "float32-winograd"} <= found.seconds.keys() <= set(CANDIDATES[work])
     assert all(0 < seconds < 60 for seconds in found.seconds.values())
-    assert found.describe(found.fastest()).startswith(found.fastest())
+    assert found.sentence(found.fastest()).startswith(found.fastest())
     assert measure(CPU, work, size) is found
 
 
