@@ -6,7 +6,7 @@ torch's generator seeds a generator of numpy's, and each of its 64-bit numbers d
 elements. `computing_in` (in `effad_core.precision`) takes this one outside of plain float32.
 
 Mean squared difference: the feature maps of a batch are too large for the cache, and torch goes
-through them eight times, widened to float32. Here it is one image after the other, and forwards
+through them several times, widened to float32. Here it is one image after the other, and forwards
 already leaves the gradient.
 """
 

@@ -222,7 +222,7 @@ def train(
             held.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=True))
         done, row = run.resume()
         if done == total_steps and run.folder is not None and (run.folder / DETECTOR).exists():
-            finished = EfficientAD.load(run.folder / DETECTOR)
+            finished = EfficientAD.load(run.folder / DETECTOR, device)
             if finished.card.get("training") == run.config:  # not one that lay here before
                 detector.load_state_dict(finished.state_dict())
                 for name in ("card", "precision", *POINTS.values()):
