@@ -36,6 +36,7 @@ from effad_core.costs import count
 from effad_core.costs.regression import EfficientAD as CountedNetworks
 from effad_core.devices import DEVICE_HELP
 from effad_core.distillation import make_optimizers
+from effad_core.inference import prepare
 from effad_core.pairs import Pairs
 from effad_core.timing import PAPER_GPU, machine, measure, paper_timings, untrained_detector
 
@@ -79,7 +80,7 @@ def inference(device: torch.device, size: str, rate: float, options: dict) -> No
     paper = paper_timings()[NAMES[size]]
     for compiled in (False, True) if device.type == "cuda" else (False,):
         try:
-            prepared = untrained_detector(size).prepare(device, compile=compiled)
+            prepared = prepare(untrained_detector(size), device, compile=compiled)
             timing = measure(prepared, NAMES[size], **options)
         except Exception as error:  # what a compiler raises must not end the rest
             say(f"{NAMES[size]}, compiled: failed ({type(error).__name__}: {str(error)[:200]})")

@@ -19,6 +19,8 @@ from effad_core import EfficientAD
 from effad_core.costs import count
 from effad_core.costs.regression import EfficientAD as Networks
 from effad_core.datasets import normalise
+from effad_core.export import export
+from effad_core.inference import prepare
 from effad_core.precision import CANDIDATES, measure
 from effad_core.timing import untrained_detector
 
@@ -58,7 +60,7 @@ def plain(size: str) -> Callable[[], object]:
 
 def prepared(size: str, precision: str) -> Callable[[], object]:
     detector, images = detector_and_image(size)
-    ready = detector.prepare("cpu", precision)
+    ready = prepare(detector, "cpu", precision)
     return lambda: ready.combined_maps(images)
 
 
@@ -76,7 +78,7 @@ def onnx_runtime(size: str) -> Callable[[], object]:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "detector.onnx"
-        detector.export(path)
+        export(detector, path)
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     return lambda: session.run(None, {"image": pixels(images)})
 
@@ -91,7 +93,7 @@ def openvino(size: str, hint: str) -> Callable[[], object]:
     }
     with TemporaryDirectory() as folder:
         path = Path(folder) / "detector.onnx"
-        detector.export(path)
+        export(detector, path)
         model = Core().compile_model(path, "CPU", settings)
     return lambda: model(pixels(images))
 

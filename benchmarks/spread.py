@@ -21,6 +21,8 @@ from pathlib import Path
 from effad_core import EfficientAD, Schedule, evaluate, open_pretraining, open_scenario, train
 from effad_core.datasets import ResizedImages, Scenario, evenly
 from effad_core.evaluation import MAPS, Evaluation
+from effad_core.export import export
+from effad_core.inference import prepare
 from effad_core.metrics import pixel_metrics
 
 import nbformat
@@ -113,7 +115,7 @@ def ways(detector: EfficientAD) -> Iterator[tuple[str, Callable[[Tensor], Tensor
     for precision in ("float32-winograd", "bfloat16"):
         yield precision, lambda x, p=precision: detector.combined_maps(x, p)[:, 0]
     for precision in ("float32", "float32-winograd", "bfloat16"):
-        prepared = detector.prepare(precision=precision)
+        prepared = prepare(detector, precision=precision)
         yield f"prepared, {precision}", lambda x, p=prepared: p.combined_maps(x)[:, 0]
     yield "ONNX", lambda x: through_onnx(detector, x)
 
@@ -123,7 +125,7 @@ def through_onnx(detector: EfficientAD, images: Tensor) -> Tensor:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "detector.onnx"
-        detector.export(path)
+        export(detector, path)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         maps, _ = session.run(None, {"image": images.permute(0, 2, 3, 1).numpy()})
     return torch.from_numpy(maps)
@@ -149,7 +151,7 @@ def precision_table(detector: EfficientAD, scenario: Scenario) -> None:
     print(f"{'image AU-ROC':<30}{'combined':>9}{'S-T':>9}{'AE':>9}{'largest difference':>20}")
     ways = {p: (detector, p) for p in ("float32", "float32-winograd", "bfloat16")}
     for p in (*ways, "float16"):
-        ways[f"prepared, {p}"] = (detector.prepare(precision=p), p)
+        ways[f"prepared, {p}"] = (prepare(detector, precision=p), p)
     first = None
     for name, (way, precision) in ways.items():
         areas = evaluate(way, scenario, precision, keep_maps=False).auroc()

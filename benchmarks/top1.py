@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from effad_core import RunError
-from effad_core.datasets import DataError
 from effad_core.datasets.images import list_images, read_image
+from effad_core.errors import DataError
 from effad_core.pretrained import BACKBONES, open_backbone
 
 import torch

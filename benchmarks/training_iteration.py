@@ -18,7 +18,8 @@ from effad_core import EfficientAD
 from effad_core.datasets import normalise
 from effad_core.memory import keep_freed_memory
 from effad_core.precision import CANDIDATES, measure
-from effad_core.training import Schedule, autoencoder_loss, loss_terms
+from effad_core.schedule import Schedule
+from effad_core.training import autoencoder_loss, loss_terms
 
 import torch
 import turns

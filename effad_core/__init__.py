@@ -26,6 +26,8 @@ _HOMES = {
     "teacher_report": "report",
     "choose_device": "devices",
     "distill": "distillation",
+    "export": "export",
+    "prepare": "inference",
     "evaluate": "evaluation",
     "open_extractor": "backbones",
     "open_pretraining": "datasets",

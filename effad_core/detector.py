@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from effad_core.datasets.transforms import normalise
 from effad_core.devices import choose_device
-from effad_core.files import RunError, one_line
+from effad_core.errors import RunError
+from effad_core.files import one_line
 from effad_core.networks import (
     MIN_IMAGE_SIZE,
     PATCH_SIZE,
@@ -29,9 +29,6 @@ from effad_core.weights import load_weights, read_tensors, write_tensors
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from effad_core.inference import PreparedDetector
 
 POINTS = {"threshold": "operating_point", "pixel_threshold": "pixel_operating_point"}  # in a file
 QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
@@ -233,23 +230,6 @@ class EfficientAD(nn.Module, Predictor):
         m_st, m_ae = self.normalise_maps(*self.anomaly_maps(images, precision))
         m = 0.5 * m_st + 0.5 * m_ae  # Algorithm 2, line 10
         return torch.stack([m, m_st, m_ae], dim=1)
-
-    def prepare(
-        self,
-        device: str | torch.device | None = None,
-        precision: str = "auto",
-        compile: bool = False,
-    ) -> "PreparedDetector":
-        """This detector for fast inference, with `predict` as here; see `PreparedDetector`."""
-        from effad_core.inference import PreparedDetector
-
-        return PreparedDetector(self, device, precision, compile)
-
-    def export(self, path: str | os.PathLike) -> None:
-        """Write an ONNX file, for machines without PyTorch; see `effad_core.export`."""
-        from effad_core.export import export
-
-        export(self, path)
 
     # --- disk ----------------------------------------------------------------------------------
 

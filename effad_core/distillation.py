@@ -9,15 +9,15 @@ Notebook 02 walks through it. The lines cited here are those of Algorithm 3 in t
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from effad_core import distributed
 from effad_core.backbones import FeatureExtractor, open_extractor
-from effad_core.datasets.images import DataError
 from effad_core.datasets.pretraining import PretrainingImages, open_pretraining
 from effad_core.devices import DEVICE_HELP, choose_device
-from effad_core.files import RunError
+from effad_core.distillation_schedule import DistillationSchedule
+from effad_core.errors import DataError, RunError
 from effad_core.memory import keep_freed_memory
 from effad_core.muon import KernelMuon
 from effad_core.networks import PatchDescriptionNetwork
@@ -25,6 +25,7 @@ from effad_core.pairs import Pairs
 from effad_core.precision import PRECISIONS
 from effad_core.pretrained import BACKBONES
 from effad_core.runs import Run, settled_precision
+from effad_core.schedule import PROFILES
 from effad_core.weights import load_weights, read_tensors, write_tensors
 
 import numpy as np
@@ -32,87 +33,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-PRESETS = ("smoke", "quick", "laptop", "paper")
 TEACHER = "teacher.safetensors"
-
-
-@dataclass(frozen=True)
-class DistillationSchedule:
-    """How long, on what and in which format to distil.
-
-    Attributes:
-        iterations: optimiser steps (line 14).
-        batch_size: images a step (line 16), of all processes together.
-        statistics_images: images for mu and sigma of Psi (line 4).
-        optimizer: "adam" (line 13), or "muon": Muon for the kernels, Adam for the biases.
-        learning_rate: Adam's; Muon's steps are scaled to the size of Adam's.
-        cosine: decay the learning rate to 1 % along half a cosine; the paper keeps it constant.
-        size: side of T's square input in pixels; Psi's is `extractor.input_size(size)`.
-        scales: None resizes whole images (lines 7, 20). Otherwise T and Psi see a random window
-            of an image, magnified for Psi by a factor drawn between these two: many small crops
-            hold more different patches than a few whole images at the same cost.
-        padding: pad T (64x64 cells at 256) or compare only the cells that see real pixels.
-        gray_probability: of converting an image to gray scale (lines 6, 18).
-        precision: as in `resolve_precision`; "auto" takes what is fastest when the run begins.
-    """
-
-    iterations: int = 60_000
-    batch_size: int = 16
-    statistics_images: int = 10_000
-    optimizer: str = "adam"
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-5
-    cosine: bool = False
-    size: int = 256
-    scales: tuple[float, float] | None = None
-    padding: bool = True
-    gray_probability: float = 0.1
-    precision: str = "float32"
-
-    def __post_init__(self):
-        if self.optimizer not in ("adam", "muon"):
-            raise ValueError(f'optimizer must be "adam" or "muon", not {self.optimizer!r}')
-
-    @classmethod
-    def paper(cls) -> "DistillationSchedule":
-        """Algorithm 3 to the letter; for a GPU."""
-        return cls()
-
-    @classmethod
-    def laptop(cls) -> "DistillationSchedule":
-        """Many small crops, for two CPU cores: about an hour."""
-        return cls(
-            iterations=1_500,
-            statistics_images=1_024,
-            optimizer="muon",
-            learning_rate=2e-3,
-            cosine=True,
-            size=128,
-            scales=(0.6, 1.6),
-            padding=False,
-            precision="auto",
-        )
-
-    @classmethod
-    def quick(cls) -> "DistillationSchedule":
-        """A minute or two: enough to see the loss fall, not a teacher to use."""
-        return replace(cls.laptop(), iterations=80, statistics_images=128, size=96)
-
-    @classmethod
-    def smoke(cls) -> "DistillationSchedule":
-        """A handful of steps: shows that everything runs."""
-        return replace(cls.quick(), iterations=3, batch_size=2, statistics_images=4)
-
-    @classmethod
-    def named(cls, name: str) -> "DistillationSchedule":
-        """The preset of that name: smoke, quick, laptop or paper.
-
-        Raises:
-            ValueError: for another name.
-        """
-        if name not in PRESETS:
-            raise ValueError(f"the profile must be one of {', '.join(PRESETS)}, not {name!r}")
-        return getattr(cls, name)()
 
 
 def distill(
@@ -209,7 +130,7 @@ def distill(
         for iteration, batch in zip(iterations, progress, strict=True):  # Algorithm 3, line 14
             for optimizer in optimizers.values():
                 for group in optimizer.param_groups:
-                    group["lr"] = _learning_rate(schedule, iteration)
+                    group["lr"] = schedule.learning_rate_at(iteration)
             loss = pairs.loss(parallel, batch, psi.mu, psi.sigma)
             if not torch.isfinite(loss):  # before the step: no checkpoint holds NaN weights
                 raise ValueError(
@@ -307,14 +228,6 @@ def make_optimizers(
     }
 
 
-def _learning_rate(schedule: DistillationSchedule, iteration: int) -> float:
-    if not schedule.cosine:
-        return schedule.learning_rate
-    rise = min(1.0, (iteration + 1) / 100)  # a short warm-up for the higher rate
-    fall = 0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * iteration / schedule.iterations))
-    return schedule.learning_rate * rise * fall
-
-
 def _read_teacher(path: Path) -> tuple[dict[str, Tensor], dict]:
     """Weights and card of a teacher's file, or of the checkpoint of a run that goes no further."""
     if path.name != Run.CHECKPOINT:
@@ -340,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=Path, help="a teacher or checkpoint to go on from")
     parser.add_argument("--extractor", choices=BACKBONES, default="efficientnet-lite0")
     parser.add_argument("--weights", help="a state dict of the extractor on disk")
-    parser.add_argument("--profile", choices=PRESETS, default="paper")
+    parser.add_argument("--profile", choices=PROFILES, default="paper")
     parser.add_argument("--iterations", type=int, help="instead of the profile's")
     parser.add_argument("--precision", choices=PRECISIONS, help="instead of the profile's")
     parser.add_argument("--hold-out", type=int, default=50, help="images never trained on")

@@ -1,6 +1,6 @@
 """A detector as one ONNX file, for machines without PyTorch.
 
-    EfficientAD.load("detector.safetensors").export("detector.onnx")
+    export(EfficientAD.load("detector.safetensors"), "detector.onnx")
 
 Input "image": uint8, (N, H, W, 3), RGB, resized to the detector's size with Pillow's bilinear
 filter, as `predict` does. Outputs: "map", float32, (N, H, W), the combined map at that size, and
@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from effad_core.detector import POINTS, EfficientAD
-from effad_core.files import RunError
+from effad_core.errors import RunError
 from effad_core.inference import InferenceGraph
 
 import torch

@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from effad_core.errors import RunError
+
 from filelock import FileLock, Timeout
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}  # of a disk that has none
-
-
-class RunError(ValueError):
-    """A run's folder or one of its files cannot be used; the message names it and the remedy."""
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

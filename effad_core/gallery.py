@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from effad_core.datasets import DataError, open_scenario
+from effad_core.datasets import open_scenario
 from effad_core.detector import EfficientAD
 from effad_core.devices import DEVICE_HELP
+from effad_core.errors import DataError, RunError
 from effad_core.figures import map_panel
-from effad_core.files import RunError, write_text
+from effad_core.files import write_text
+from effad_core.inference import prepare
 from effad_core.survey import (
     METHODS,
     Limits,
@@ -213,4 +215,4 @@ def _survey_named(pair: str, device: str | None) -> Survey:
     if not source or not path:
         raise ValueError(f"'{pair}' is not of the form SCENARIO=DETECTOR")
     file = Path(path) / DETECTOR if Path(path).is_dir() else Path(path)
-    return survey(EfficientAD.load(file, device).prepare(device), open_scenario(source))
+    return survey(prepare(EfficientAD.load(file, device), device), open_scenario(source))

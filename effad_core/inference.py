@@ -1,6 +1,6 @@
 """Fast inference: Algorithm 2 with everything that is constant computed beforehand.
 
-    prepared = EfficientAD.load("detector.safetensors").prepare()
+    prepared = prepare(EfficientAD.load("detector.safetensors"))
     prepared.predict("image.png")
 
 `python benchmarks/inference.py` measures what it gains over a plain implementation.
@@ -23,31 +23,42 @@ from torch import Tensor, nn
 ROWS = 8  # rows of pooled cells that the first layers compute at once, on a CPU
 
 
-class PreparedDetector(Predictor):
-    """A detector that can do nothing but predict, and that faster.
-
-    Its maps are those of the detector's `predict`, within 1e-4 of their range in float32. It keeps
-    the detector's thresholds; prepare again after you change the detector.
+def prepare(
+    detector: EfficientAD,
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    compile: bool = False,
+) -> "PreparedDetector":
+    """A copy of a detector that can do nothing but predict, and that faster.
 
     Args:
-        detector: trained; it stays as it is.
+        detector: trained; it stays as it is. Prepare again after you change it.
         device: for example "cpu" or "cuda"; None takes the GPU where there is one.
         precision: "float32"; "float32-winograd" on a CPU; "bfloat16" or "float16", in which the
             weights are then kept; "auto" takes the one that is fastest here (see `measure`).
         compile: let torch.compile fuse the layers (it needs a C++ compiler on a CPU, and a minute
             at the first image of every batch size), on a GPU with CUDA graphs.
 
+    Returns:
+        It has `predict` as the detector has. Its maps are the detector's, within 1e-4 of their
+        range in float32.
+
     Raises:
         ValueError: if the detector has no quantiles, for an unknown precision, or if its weights
             are not finite in it.
     """
+    return PreparedDetector(detector, device, precision, compile)
+
+
+class PreparedDetector(Predictor):
+    """What `prepare` gives; the arguments are explained there."""
 
     def __init__(
         self,
         detector: EfficientAD,
-        device: str | torch.device | None = None,
-        precision: str = "auto",
-        compile: bool = False,
+        device: str | torch.device | None,
+        precision: str,
+        compile: bool,
     ):
         self.device = choose_device(device)
         allowed = (*PRECISIONS, "float16")

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from effad_core.datasets import DataError, Sample, list_images, read_image
-from effad_core.datasets.images import printable
+from effad_core.datasets import Sample, list_images, read_image
 from effad_core.detector import EfficientAD
 from effad_core.devices import DEVICE_HELP
+from effad_core.errors import DataError, RunError, printable
 from effad_core.figures import ANOMALOUS, MAP_COLOURS
-from effad_core.files import RunError, write_text
+from effad_core.files import write_text
 from effad_core.prediction import Prediction
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
 

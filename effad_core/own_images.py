@@ -13,22 +13,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from effad_core.datasets import (
-    DataError,
-    Sample,
-    Scenario,
-    list_images,
-    open_pretraining,
-    open_scenario,
-)
+from effad_core.datasets import Sample, Scenario, list_images, open_pretraining, open_scenario
 from effad_core.detector import EfficientAD
 from effad_core.devices import DEVICE_HELP, choose_device
+from effad_core.errors import DataError, RunError
 from effad_core.evaluation import evaluate
-from effad_core.files import RunError
+from effad_core.export import export
 from effad_core.inspection import fit_thresholds
 from effad_core.precision import describe_precision
+from effad_core.schedule import PROFILES, Schedule
 from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
-from effad_core.training import DETECTOR, PRESETS, Schedule, train
+from effad_core.training import DETECTOR, train
 
 RATE = 0.05
 GUARANTEES = ("confident", "average")
@@ -95,7 +90,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
         epilog="example: effad train path/to/my_part --profile laptop --rate 0.02",
     )
     parser.add_argument("images", help="a folder of good images, or a scenario's folder or name")
-    parser.add_argument("--profile", default="laptop", choices=PRESETS)
+    parser.add_argument("--profile", default="laptop", choices=PROFILES)
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
     parser.add_argument("--guarantee", choices=GUARANTEES, default="confident")
@@ -209,7 +204,7 @@ def export_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path, help="the .onnx file to write")
     args = parser.parse_args(arguments)
     with one_sentence("nothing was written"):
-        EfficientAD.load(args.detector, "cpu").export(args.output)
+        export(EfficientAD.load(args.detector, "cpu"), args.output)
     print(f"written to {args.output}")
 
 

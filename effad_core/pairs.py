@@ -4,12 +4,12 @@ The lines cited here are those of Algorithm 3 in the supplement.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from effad_core.backbones import FeatureExtractor
-from effad_core.datasets.images import DataError
 from effad_core.datasets.pretraining import Draws, PretrainingImages
 from effad_core.datasets.transforms import normalise
+from effad_core.distillation_schedule import DistillationSchedule
+from effad_core.errors import DataError
 from effad_core.losses import mean_squared_difference
 from effad_core.networks import output_length
 from effad_core.precision import computing_in, resolve_precision
@@ -20,9 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-
-if TYPE_CHECKING:
-    from effad_core.distillation import DistillationSchedule
 
 HELD_OUT_BATCHES = 16
 OUTPUT_BATCHES = 64  # for the mean and deviation of the teacher's output
@@ -41,7 +38,7 @@ class Pairs:
     def __init__(
         self,
         extractor: FeatureExtractor,
-        schedule: "DistillationSchedule",
+        schedule: DistillationSchedule,
         device: torch.device,
         workers: int = 0,
     ):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
-from effad_core.files import RunError
+from effad_core.errors import RunError
 from effad_core.weights import load_weights
 
 import torch

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from effad_core.datasets import SCENARIOS, DataError, Sample, Scenario, open_scenario
+from effad_core.datasets import SCENARIOS, Sample, Scenario, open_scenario
 from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.layouts import good_images, is_plain_folder
 from effad_core.datasets.transforms import normalise, resize, to_tensor
 from effad_core.detector import EfficientAD
 from effad_core.devices import DEVICE_HELP
-from effad_core.files import RunError
+from effad_core.errors import DataError, RunError
 from effad_core.statistics import ChannelMoments, never_varies
 
 import numpy as np

@@ -10,7 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from effad_core import files
-from effad_core.files import RunError, write_text
+from effad_core.errors import RunError
+from effad_core.files import write_text
 from effad_core.precision import PRECISIONS, resolve_precision
 from effad_core.weights import load_state, load_weights, read_tensors, write_tensors
 

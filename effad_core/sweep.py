@@ -21,7 +21,6 @@ from pathlib import Path
 from effad_core.datasets import (
     DATASETS,
     SCENARIOS,
-    DataError,
     PretrainingImages,
     Scenario,
     dataset_name,
@@ -31,12 +30,14 @@ from effad_core.datasets import (
 )
 from effad_core.detector import EfficientAD
 from effad_core.devices import DEVICE_HELP, choose_device
+from effad_core.errors import DataError, RunError
 from effad_core.evaluation import KINDS, METRICS, evaluate
-from effad_core.files import RunError, remove_parts, write_text
+from effad_core.files import remove_parts, write_text
 from effad_core.runs import alone
+from effad_core.schedule import PROFILES, Schedule
 from effad_core.shipped import shipped
 from effad_core.tables import layout
-from effad_core.training import DETECTOR, PRESETS, Schedule, train
+from effad_core.training import DETECTOR, train
 from effad_core.weights import fingerprint
 
 import numpy as np
@@ -296,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog="example: effad benchmark solar-mono tray --profile laptop --seeds 0 1 2",
     )
     parser.add_argument("sources", nargs="+", help="scenario names, or folders of one or several")
-    parser.add_argument("--profile", default="laptop", choices=PRESETS)
+    parser.add_argument("--profile", default="laptop", choices=PROFILES)
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(

@@ -26,8 +26,8 @@ from effad_core.costs import METHODS, count
 from effad_core.costs.regression import EfficientAD as CountedNetworks
 from effad_core.detector import EfficientAD
 from effad_core.devices import DEVICE_HELP
-from effad_core.files import RunError
-from effad_core.inference import PreparedDetector
+from effad_core.errors import RunError
+from effad_core.inference import PreparedDetector, prepare
 from effad_core.sweep import PAPER
 from effad_core.tables import layout
 
@@ -83,7 +83,7 @@ def measure(
     """Time a prepared detector.
 
     Args:
-        prepared: what `EfficientAD.prepare` gives.
+        prepared: what `prepare` gives.
         name: kept in the result.
         warm_up: passes before the clock counts; also of batches, at most 10 of those.
         runs: timed passes of one image.
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             detectors = [untrained_detector(size) for size in args.size]
         timings = [
             measure(
-                detector.prepare(args.device, args.precision, args.compile),
+                prepare(detector, args.device, args.precision, args.compile),
                 f"EfficientAD-{detector.size[0].upper()}",
                 args.warm_up, args.runs, args.batches, args.batch_size,
             )

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from hashlib import sha256
 from pathlib import Path
 
-from effad_core.files import RunError, one_line, write_file
+from effad_core.errors import RunError
+from effad_core.files import one_line, write_file
 
 import torch
 from safetensors import SafetensorError, safe_open

@@ -14,8 +14,7 @@ from effad_core.backbones import (
     open_extractor,
     pooling_kernels,
 )
-from effad_core.datasets import DataError
-from effad_core.files import RunError
+from effad_core.errors import DataError, RunError
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.pretrained import BACKBONES, Backbone
 

@@ -1,13 +1,14 @@
 """Algorithm 2 against plain torch code, every accepted input, and the file on disk."""
 
 from effad_core import EfficientAD, OperatingPoint, RunError, detector, evaluate, train
-from effad_core.datasets import DataError
 from effad_core.detector import place_cells
 from effad_core.distillation import save_teacher
+from effad_core.errors import DataError
+from effad_core.inference import prepare
 from effad_core.inspection import fit_thresholds
 from effad_core.networks import Autoencoder, PatchDescriptionNetwork
+from effad_core.schedule import Schedule
 from effad_core.thresholds import max_f1, pixel_threshold, threshold_for_fpr
-from effad_core.training import Schedule
 from effad_core.weights import write_tensors
 
 import numpy as np
@@ -244,7 +245,7 @@ def test_a_threshold_is_a_number_that_can_be_set_and_read(narrow, drawn, tmp_pat
     ad.save(tmp_path / "x.safetensors")
     loaded = EfficientAD.load(tmp_path / "x.safetensors")
     assert (loaded.threshold, loaded.pixel_threshold) == (score - 0.01, 0.25)
-    assert ad.prepare("cpu", "float32").threshold == ad.threshold
+    assert prepare(ad, "cpu", "float32").threshold == ad.threshold
     ad.threshold = None
     assert ad.operating_point is None
     for wrong in ("0.3", np.nan, [1.0], max_f1([0, 1], [0.0, 1.0])):

@@ -25,8 +25,8 @@ from effad_core import (
     training,
 )
 from effad_core.datasets import ResizedImages, Sample
-from effad_core.distillation import DistillationSchedule
-from effad_core.inference import InferenceGraph
+from effad_core.distillation_schedule import DistillationSchedule
+from effad_core.inference import InferenceGraph, prepare
 from effad_core.statistics import ChannelMoments
 from effad_core.training import TeacherFeatures, autoencoder_loss, loss_terms
 
@@ -142,7 +142,7 @@ def entry_points(narrow, scenario, pretraining, drawn, tmp_path, monkeypatch):
             detector, samples[::2], 0.5, guarantee="average", **d
         ),
         "load": lambda **d: EfficientAD.load(saved, **d),
-        "prepare": lambda **d: detector.prepare(precision="float32", **d),
+        "prepare": lambda **d: prepare(detector, precision="float32", **d),
         "teacher_report": lambda **d: teacher_report(detector, drawn, **d),
         "distill": lambda **d: distill(
             PatchDescriptionNetwork("small", 8), Blocks(), pretraining, schedule, **d
@@ -199,7 +199,7 @@ def test_the_cpu_is_taken_where_it_is_named(entry_points, moves, name):
 
 
 def test_a_prepared_detector_stays_where_it_is(narrow, drawn, gpus):
-    prepared = narrow().prepare("cpu", "float32")
+    prepared = prepare(narrow(), "cpu", "float32")
     samples = [Sample(path, index % 2, "good") for index, path in enumerate(drawn[:2])]
     evaluate(prepared, samples)
     evaluate(prepared, samples, device="cpu")

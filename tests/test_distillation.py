@@ -16,13 +16,15 @@ from effad_core import (
     pairs,
     precision,
 )
-from effad_core.datasets import DataError, PretrainingImages
+from effad_core.datasets import PretrainingImages
 from effad_core.datasets.pretraining import Draws
-from effad_core.distillation import PRESETS, held_out_loss, main
+from effad_core.distillation import held_out_loss, main
+from effad_core.errors import DataError
 from effad_core.muon import KernelMuon
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.pairs import Pairs
 from effad_core.runs import Run
+from effad_core.schedule import PROFILES
 from effad_core.weights import read_tensors
 
 import numpy as np
@@ -282,8 +284,8 @@ def test_paper_schedule_is_algorithm_3():
     assert paper.padding and paper.precision == "float32"
 
 
-def test_presets_by_name():
-    iterations = [DistillationSchedule.named(name).iterations for name in PRESETS]
+def test_profiles_by_name():
+    iterations = [DistillationSchedule.named(name).iterations for name in PROFILES]
     assert iterations == sorted(iterations) and iterations[-1] == 60_000
     with pytest.raises(ValueError, match="smoke, quick, laptop, paper, not 'fast'"):
         DistillationSchedule.named("fast")

@@ -3,7 +3,8 @@
 import json
 from dataclasses import replace
 
-from effad_core.datasets import DataError, DefectKind, Sample
+from effad_core.datasets import DefectKind, Sample
+from effad_core.errors import DataError
 from effad_core.evaluation import MAPS, Evaluation, evaluate
 from effad_core.metrics import aupro, auspro
 

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 from effad_core import thresholds
-from effad_core.datasets import DataError
+from effad_core.errors import DataError
 from effad_core.explorer import ThresholdExplorer, panels
 from effad_core.explorer.choices import Choices, span
 from effad_core.thresholds import OperatingPoint

@@ -4,6 +4,7 @@ import json
 import sys
 
 from effad_core import EfficientAD, OperatingPoint, RunError
+from effad_core.export import export
 
 import numpy as np
 import onnxruntime
@@ -28,7 +29,7 @@ def test_onnx_runtime_agrees(narrow, drawn, tmp_path, options):
     detector.operating_point = OperatingPoint(0.7, "labels-f1", 9)
     path = tmp_path / "d.onnx"
     path.write_text("an old file")
-    detector.export(path)
+    export(detector, path)
     assert [file.name for file in tmp_path.iterdir()] == ["d.onnx"]
     loaded = session(path)
     height, width = detector.image_size
@@ -53,7 +54,7 @@ def test_real_networks(tmp_path):
     """Every layer at its full width."""
     detector = EfficientAD().load_teacher()
     detector.quantiles.copy_(torch.tensor([0.1, 0.4, 0.01, 0.05]))
-    detector.export(tmp_path / "d.onnx")
+    export(detector, tmp_path / "d.onnx")
     image = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
     (m,), (score,) = session(tmp_path / "d.onnx").run(None, {"image": image})
     expected = detector.predict(image[0])
@@ -63,7 +64,7 @@ def test_real_networks(tmp_path):
 
 def test_openvino_agrees(narrow, drawn, tmp_path):
     detector = narrow()
-    detector.export(tmp_path / "d.onnx")
+    export(detector, tmp_path / "d.onnx")
     # without the hint it computes in bfloat16 where the processor has it
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(tmp_path / "d.onnx", "CPU", settings)
@@ -77,12 +78,12 @@ def test_openvino_agrees(narrow, drawn, tmp_path):
 def test_what_cannot_be_exported(narrow, tmp_path, monkeypatch):
     detector = narrow()
     with pytest.raises(RunError, match=r"detector.pt must end with .onnx"):
-        detector.export(tmp_path / "detector.pt")
+        export(detector, tmp_path / "detector.pt")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(RunError, match=r"the package onnxscript is missing; pip install"):
-        detector.export(tmp_path / "d.onnx")
+        export(detector, tmp_path / "d.onnx")
     monkeypatch.undo()
     detector.quantiles.fill_(np.nan)
     with pytest.raises(ValueError, match="no quantiles yet"):
-        detector.export(tmp_path / "d.onnx")
+        export(detector, tmp_path / "d.onnx")
     assert list(tmp_path.iterdir()) == []

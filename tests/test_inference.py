@@ -1,7 +1,7 @@
 """A prepared detector against the detector that it was made from."""
 
 from effad_core import EfficientAD, Sample, evaluate
-from effad_core.inference import PreparedDetector
+from effad_core.inference import prepare
 from effad_core.winograd import FilteredConvolution
 
 import numpy as np
@@ -45,14 +45,14 @@ def assert_same_maps(found, expected, tolerance):
 def test_maps_are_those_of_the_detector(size, options, precision):
     detector = trained(size, **options)
     images = pixels(size=detector.image_size)
-    prepared = detector.prepare(precision=precision)
+    prepared = prepare(detector, precision=precision)
     assert_same_maps(prepared.combined_maps(images), detector.combined_maps(images), 1e-4)
     filtered = [m for m in prepared.graph.modules() if isinstance(m, FilteredConvolution)]
     assert bool(filtered) == (precision == "float32-winograd")
 
 
 def test_a_batch_is_its_images(narrow):
-    prepared = narrow().prepare()
+    prepared = prepare(narrow())
     images = pixels(3)
     together = prepared.combined_maps(images)
     alone = torch.cat([prepared.combined_maps(image[None]) for image in images])
@@ -64,7 +64,7 @@ def test_a_batch_is_its_images(narrow):
 def test_half_precisions_are_near(narrow, precision):
     detector = narrow()
     images = pixels()
-    found = detector.prepare(precision=precision).combined_maps(images)
+    found = prepare(detector, precision=precision).combined_maps(images)
     assert_same_maps(found, detector.combined_maps(images), 0.05)
     assert not torch.equal(found, detector.combined_maps(images))
 
@@ -72,7 +72,7 @@ def test_half_precisions_are_near(narrow, precision):
 def test_predictions_and_evaluations(narrow, drawn):
     detector = narrow()
     detector.threshold = detector.predict(drawn[0]).score - 0.01
-    prepared = detector.prepare(precision="float32")
+    prepared = prepare(detector, precision="float32")
     for found, expected in zip(prepared.predict(drawn), detector.predict(drawn), strict=True):
         assert found.score == pytest.approx(expected.score, rel=1e-4)
         assert found.map.shape == expected.map.shape
@@ -87,7 +87,7 @@ def test_the_detector_stays_as_it_is(narrow, drawn):
     detector = narrow()
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     detector.student.requires_grad_(True)
-    prepared = detector.prepare()
+    prepared = prepare(detector)
     prepared.predict(drawn[0])
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
     assert detector.student[0].weight.requires_grad
@@ -99,10 +99,10 @@ def test_the_detector_stays_as_it_is(narrow, drawn):
 def test_what_cannot_be_prepared(narrow):
     detector = narrow()
     with pytest.raises(ValueError, match="must be one of auto, float32.*not 'int8'"):
-        detector.prepare(precision="int8")
+        prepare(detector, precision="int8")
     detector.student[0].weight.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="contains NaN"):
-        detector.prepare(precision="float32").predict(np.zeros((64, 64, 3), np.uint8))
+        prepare(detector, precision="float32").predict(np.zeros((64, 64, 3), np.uint8))
     detector.quantiles.fill_(torch.nan)
     with pytest.raises(ValueError, match="no quantiles yet"):
-        PreparedDetector(detector, "cpu", "float32")
+        prepare(detector, "cpu", "float32")

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from effad_core import RunError, Schedule, files, sweep, train
-from effad_core.datasets import DataError, open_pretraining, tray
+from effad_core.datasets import open_pretraining, tray
 from effad_core.distillation import main as distil
+from effad_core.errors import DataError
 from effad_core.files import locked, remove_parts
 from effad_core.runs import Run
 from effad_core.weights import read_tensors

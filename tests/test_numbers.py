@@ -5,7 +5,8 @@ import json
 from effad_core import EfficientAD, RunError, Sample, Schedule, evaluate, metrics, thresholds, train
 from effad_core.evaluation import Evaluation
 from effad_core.explorer.choices import Choices
-from effad_core.inference import PreparedDetector
+from effad_core.export import export
+from effad_core.inference import prepare
 from effad_core.prediction import Predictor
 from effad_core.statistics import ChannelMoments, channel_statistics, never_varies
 from effad_core.weights import read_tensors, write_tensors
@@ -116,7 +117,7 @@ def test_the_image_whose_map_is_not_finite_is_named(drawn, value, channel):
 @pytest.mark.parametrize("gray", [0, 1, 128, 255])
 def test_constant_images_have_finite_maps(narrow, gray):
     ad = narrow()
-    for predictor in (ad, ad.prepare(), ad.prepare(precision="bfloat16")):
+    for predictor in (ad, prepare(ad), prepare(ad, precision="bfloat16")):
         prediction = predictor.predict(np.full((50, 60, 3), gray, np.uint8))
         assert np.isfinite(prediction.score) and np.isfinite(prediction.map).all()
 
@@ -141,9 +142,9 @@ def test_an_overflow_between_layers_is_no_score(narrow, precision, gain):
     prepared = amplified(narrow(), gain)
     if precision == "float16" and gain > 3e5:  # so are the weights
         with pytest.raises(ValueError, match='in torch.float16.*use "float32" then'):
-            prepared.prepare(precision=precision)
+            prepare(prepared, precision=precision)
         return
-    prepared = prepared.prepare(precision=precision)
+    prepared = prepare(prepared, precision=precision)
     if precision == "float16" and gain > 1e4:
         with pytest.raises(ValueError, match="map of image 0 contains NaN or infinite"):
             prepared.predict(pixels()[0].permute(1, 2, 0).numpy())
@@ -158,9 +159,9 @@ def test_damaged_weights_are_not_prepared_or_exported(narrow, tmp_path, value):
         ad = narrow()
         ad.state_dict()[name].view(-1)[0] = value
         with pytest.raises(ValueError, match="contains NaN or infinite values once it is in"):
-            PreparedDetector(ad, "cpu", "float32")
+            prepare(ad, "cpu", "float32")
         with pytest.raises(ValueError, match="contains NaN or infinite values once it is in"):
-            ad.export(tmp_path / "x.onnx")
+            export(ad, tmp_path / "x.onnx")
     assert list(tmp_path.iterdir()) == []
 
 

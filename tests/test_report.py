@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import effad_core
 from effad_core import EfficientAD, PatchDescriptionNetwork, open_scenario, teacher_report
-from effad_core.datasets import IMAGENET_MEAN, IMAGENET_STD, DataError
+from effad_core.datasets import IMAGENET_MEAN, IMAGENET_STD
 from effad_core.distillation import save_teacher
+from effad_core.errors import DataError
 from effad_core.report import TeacherReport, main
 
 import numpy as np

@@ -3,7 +3,8 @@
 import json
 
 from effad_core import files, runs
-from effad_core.files import RunError, write_text
+from effad_core.errors import RunError
+from effad_core.files import write_text
 from effad_core.runs import Run, settled_precision
 from effad_core.weights import load_weights, read_tensors, write_tensors
 

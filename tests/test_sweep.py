@@ -4,8 +4,9 @@ import json
 import shutil
 
 from effad_core import EfficientAD, PatchDescriptionNetwork, Schedule, sweep
-from effad_core.datasets import DATASETS, DataError
+from effad_core.datasets import DATASETS
 from effad_core.distillation import save_teacher
+from effad_core.errors import DataError
 from effad_core.weights import fingerprint
 
 import numpy as np

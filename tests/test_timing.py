@@ -5,6 +5,7 @@ import sys
 
 from effad_core import timing
 from effad_core.costs import METHODS
+from effad_core.inference import prepare
 from effad_core.timing import main, measure, paper_timings, table
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_nothing_to_time(clocked, wrong):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets the peak start anew")
 def test_the_peak_is_that_of_the_measurement(narrow):
-    prepared = narrow().prepare(precision="float32")
+    prepared = prepare(narrow(), precision="float32")
     measure(prepared, warm_up=1, runs=1, batch_size=1)  # what the first pass loads stays
     with mmap.mmap(-1, 2**29) as block:  # 512 MiB from before the measurement do not count
         for _ in range(512):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from effad_core import EfficientAD, RunError, Schedule, precision, train, training
 from effad_core.datasets import (
-    DataError,
     ResizedImages,
     Sample,
     Scenario,
@@ -16,8 +15,10 @@ from effad_core.datasets import (
     open_scenario,
     to_tensor,
 )
+from effad_core.errors import DataError
 from effad_core.networks import Autoencoder
 from effad_core.runs import Run
+from effad_core.schedule import PROFILES
 from effad_core.training import loss_terms
 from effad_core.weights import read_tensors
 
@@ -398,8 +399,8 @@ def test_paper_schedule_is_algorithm_1():
         assert paper.learning_rates_at(step) == pytest.approx((1e-5, 1e-5))
 
 
-@pytest.mark.parametrize("name", training.PRESETS)
-def test_presets(name):
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles(name):
     schedule = Schedule.named(name, penalty=False)
     assert not schedule.penalty
     total = schedule.autoencoder_iterations + schedule.iterations

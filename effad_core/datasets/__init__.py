@@ -3,7 +3,9 @@
 import os
 from dataclasses import replace
 
-from .images import DataError, list_images, read_image, read_mask
+from effad_core.errors import DataError
+
+from .images import list_images, read_image, read_mask
 from .layouts import DATASETS, dataset_name, list_scenarios, open_folder
 from .pretraining import Draws, PretrainingImages, open_pretraining
 from .resized import ResizedImages

@@ -21,11 +21,11 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from effad_core.errors import DataError, printable
 from effad_core.files import one_line
 
 from tqdm.auto import tqdm
 
-from .images import DataError, printable
 from .layouts import dataset_name, list_scenarios
 
 # SHA-256 of the published archives by file name: anomalib's source lists them, and people who

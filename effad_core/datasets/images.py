@@ -2,9 +2,10 @@
 
 import importlib.util
 import os
-import re
 import warnings
 from pathlib import Path
+
+from effad_core.errors import DataError
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -12,7 +13,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
-UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 TURNS = {  # EXIF orientation -> what sets the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -25,22 +25,6 @@ TURNS = {  # EXIF orientation -> what sets the image upright
 TILE = (322, 323)  # the TIFF tags of a tile's width and height
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
-
-
-def printable(text: str) -> str:
-    """Text as one line that every terminal can show.
-
-    Line breaks, control characters and bytes that are no UTF-8, all of which file names may hold,
-    become backslash escapes.
-    """
-    return UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file and the remedy in one sentence."""
-
-    def __str__(self) -> str:
-        return printable(super().__str__())
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:

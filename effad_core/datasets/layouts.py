@@ -20,7 +20,9 @@ import re
 import unicodedata
 from pathlib import Path
 
-from .images import SUFFIXES, DataError, find_images, list_images, missing, refuse_folder
+from effad_core.errors import DataError
+
+from .images import SUFFIXES, find_images, list_images, missing, refuse_folder
 from .loco import CONFIG, read_defect_kinds
 from .scenario import GOOD, Sample, Scenario, good_samples, hold_out
 from .visa import VISA, is_visa_object, open_visa, visa_objects

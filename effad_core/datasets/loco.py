@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from reprlib import repr as brief  # a strange value may be long
 
-from .images import DataError
+from effad_core.errors import DataError
+
 from .scenario import DefectKind
 
 CONFIG = "defects_config.json"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from effad_core import files
+from effad_core.errors import DataError
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .images import DataError, list_images, package_folder, read_image
+from .images import list_images, package_folder, read_image
 from .transforms import resize, to_tensor
 
 # (package, folder in it, files): photographs under terms that allow any use with attribution.

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from effad_core.errors import DataError
+
 import numpy as np
 from PIL import Image
 
-from .images import DataError, read_image, read_mask, read_mask_values
+from .images import read_image, read_mask, read_mask_values
 
 GOOD = "good"
 

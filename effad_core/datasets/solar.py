@@ -4,7 +4,9 @@
 defect probability that experts gave it: 0, 1/3, 2/3 or 1 (Buerhop-Lutz et al., EU PVSEC 2018).
 """
 
-from .images import DataError, package_folder
+from effad_core.errors import DataError
+
+from .images import package_folder
 from .scenario import Sample, Scenario, good_samples, hold_out, ranked_by_name
 
 SOLAR_SCENARIOS = ("solar-mono", "solar-poly")

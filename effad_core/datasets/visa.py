@@ -10,7 +10,8 @@ import csv
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from .images import DataError
+from effad_core.errors import DataError
+
 from .scenario import GOOD, Sample, Scenario, hold_out
 
 VISA = (

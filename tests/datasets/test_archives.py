@@ -13,8 +13,9 @@ import warnings
 import zipfile
 from pathlib import Path
 
-from effad_core.datasets import DataError, archives, open_scenario
+from effad_core.datasets import archives, open_scenario
 from effad_core.datasets.archives import main, unpack
+from effad_core.errors import DataError
 
 import pytest
 from hypothesis import HealthCheck, given, settings

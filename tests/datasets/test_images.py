@@ -3,7 +3,8 @@
 import io
 import os
 
-from effad_core.datasets.images import DataError, list_images, read_image, read_mask
+from effad_core.datasets.images import list_images, read_image, read_mask
+from effad_core.errors import DataError
 
 import numpy as np
 import PIL

@@ -7,13 +7,13 @@ from types import ModuleType
 
 from effad_core.datasets import (
     DATASETS,
-    DataError,
     DefectKind,
     Sample,
     dataset_name,
     list_scenarios,
     open_scenario,
 )
+from effad_core.errors import DataError
 
 import numpy as np
 import pytest

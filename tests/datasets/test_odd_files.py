@@ -19,14 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effad_core.datasets import images
-from effad_core.datasets.images import (
-    DataError,
-    list_images,
-    open_image,
-    printable,
-    read_image,
-    read_mask,
-)
+from effad_core.datasets.images import list_images, open_image, read_image, read_mask
+from effad_core.errors import DataError, printable
 
 import numpy as np
 import PIL

@@ -11,10 +11,11 @@ import unicodedata
 from pathlib import Path
 
 from effad_core import report
-from effad_core.datasets import DataError, hold_out, list_scenarios, open_folder, open_scenario
-from effad_core.datasets.images import printable, read_mask
+from effad_core.datasets import hold_out, list_scenarios, open_folder, open_scenario
+from effad_core.datasets.images import read_mask
 from effad_core.datasets.layouts import good_images
 from effad_core.datasets.scenario import Sample
+from effad_core.errors import DataError, printable
 
 import numpy as np
 import pytest

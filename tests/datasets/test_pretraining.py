@@ -5,7 +5,8 @@ import sys
 import urllib.error
 import urllib.request
 
-from effad_core.datasets import DataError, PretrainingImages, open_pretraining, resize, to_tensor
+from effad_core.datasets import PretrainingImages, open_pretraining, resize, to_tensor
+from effad_core.errors import DataError
 
 import numpy as np
 import pytest

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from effad_core.datasets import (
-    DataError,
     ResizedImages,
     Sample,
     Scenario,
@@ -16,6 +15,7 @@ from effad_core.datasets import (
     open_folder,
     open_scenario,
 )
+from effad_core.errors import DataError
 
 import numpy as np
 import pytest

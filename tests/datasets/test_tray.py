@@ -2,7 +2,7 @@
 
 import json
 
-from effad_core.datasets import DataError, open_folder, tray
+from effad_core.datasets import open_folder, tray
 from effad_core.datasets.tray.parts import silhouette
 from effad_core.datasets.tray.scene import (
     LOGICAL,
@@ -15,6 +15,7 @@ from effad_core.datasets.tray.scene import (
     draw,
     normal_parts,
 )
+from effad_core.errors import DataError
 
 import numpy as np
 import pytest

@@ -313,7 +313,7 @@ def damaged(name: str, originals: dict[str, bytes], dice: random.Random) -> byte
 def judge(name: str, path: Path) -> str:
     """What came of it: "read", "refused", or what is wrong."""
     from effad_core import RunError
-    from effad_core.datasets import DataError
+    from effad_core.errors import DataError
 
     try:
         READERS[name](path)

@@ -37,12 +37,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from effad_core import files
+from effad_core.errors import DataError
 from effad_core.shipped import drawn_data
 
 import numpy as np
 from PIL import Image
 
-from ..images import DataError
 from .scene import SPLITS, defects_config, draw
 
 VERSION = 1  # of the drawing code: raise it whenever an image changes

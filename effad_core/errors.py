@@ -1,0 +1,25 @@
+"""The two errors of bad input, and text that every terminal can show."""
+
+import re
+
+UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text as one line that every terminal can show.
+
+    Line breaks, control characters and bytes that are no UTF-8, all of which file names may hold,
+    become backslash escapes.
+    """
+    return UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file and the remedy in one sentence."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class RunError(ValueError):
+    """A run's folder or one of its files cannot be used; the message names it and the remedy."""
