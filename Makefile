@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PORT ?= 8866
 MINUTES ?= 5
 CHROMIUM ?= chromium
-# Threads that are done sleep instead of spinning (effad_core/threads.py): in kernels and tests too.
+# Threads that are done sleep instead of spinning (effad_core/acceleration/threads.py): in kernels and tests too.
 OMP_WAIT_POLICY ?= PASSIVE
 export OMP_WAIT_POLICY
 # Recipes read these as shell variables, so that a path may hold spaces and quotes.

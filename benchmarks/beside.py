@@ -4,8 +4,9 @@
 
 An iteration of EfficientAD-S, the teacher's output kept, on as many threads as there are
 processors: alone, beside one process that is busy in one thread, and beside a second training.
-With threads that wait passively, as `import effad_core` has them (effad_core/threads.py), and with
-OpenMP's default, which is to spin for a while. Each arithmetic in a process of its own, by turns.
+With threads that wait passively, as `import effad_core` has them (acceleration/threads.py), and
+with OpenMP's default, which is to spin for a while. Each arithmetic in a process of its own, by
+turns.
 """
 
 import multiprocessing
@@ -13,8 +14,8 @@ import os
 import statistics
 from contextlib import ExitStack, contextmanager
 
-from effad_core.precision import CANDIDATES, measure
-from effad_core.timing import machine
+from effad_core.acceleration.precision import CANDIDATES, measure
+from effad_core.evaluation.timing import machine
 
 import turns
 from training_iteration import core_iteration

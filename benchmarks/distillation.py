@@ -18,13 +18,13 @@ import time
 from effad_core import (
     DistillationSchedule,
     PatchDescriptionNetwork,
-    backbones,
     open_extractor,
     open_pretraining,
 )
-from effad_core.distillation import make_optimizers
-from effad_core.memory import keep_freed_memory
-from effad_core.pairs import Pairs
+from effad_core.acceleration.memory import keep_freed_memory
+from effad_core.distillation import extractors
+from effad_core.distillation.algorithm import make_optimizers
+from effad_core.distillation.pairs import Pairs
 
 import torch
 
@@ -34,7 +34,7 @@ PARTS = ("drawing", "Psi", "forward", "backward", "update")
 def measure(variant: str, source: str, steps: int) -> dict[str, float]:
     """Median seconds of each part of a step, after as many steps to warm up."""
     if variant == "plain":
-        backbones.fold_batch_norms = lambda network: 0
+        extractors.fold_batch_norms = lambda network: 0
     else:
         keep_freed_memory()
     torch.manual_seed(0)

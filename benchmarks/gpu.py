@@ -32,13 +32,19 @@ from effad_core import (
     train,
     training,
 )
-from effad_core.costs import count
-from effad_core.costs.regression import EfficientAD as CountedNetworks
-from effad_core.devices import DEVICE_HELP
-from effad_core.distillation import make_optimizers
-from effad_core.inference import prepare
-from effad_core.pairs import Pairs
-from effad_core.timing import PAPER_GPU, machine, measure, paper_timings, untrained_detector
+from effad_core.acceleration.devices import DEVICE_HELP
+from effad_core.deployment.prepared import prepare
+from effad_core.distillation.algorithm import make_optimizers
+from effad_core.distillation.pairs import Pairs
+from effad_core.evaluation.costs import count
+from effad_core.evaluation.costs.regression import EfficientAD as CountedNetworks
+from effad_core.evaluation.timing import (
+    PAPER_GPU,
+    machine,
+    measure,
+    paper_timings,
+    untrained_detector,
+)
 
 import torch
 from torch import Tensor

@@ -16,13 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from effad_core import EfficientAD
-from effad_core.costs import count
-from effad_core.costs.regression import EfficientAD as Networks
+from effad_core.acceleration.precision import CANDIDATES, measure
 from effad_core.datasets import normalise
-from effad_core.export import export
-from effad_core.inference import prepare
-from effad_core.precision import CANDIDATES, measure
-from effad_core.timing import untrained_detector
+from effad_core.deployment.onnx import export
+from effad_core.deployment.prepared import prepare
+from effad_core.evaluation.costs import count
+from effad_core.evaluation.costs.regression import EfficientAD as Networks
+from effad_core.evaluation.timing import untrained_detector
 
 import numpy as np
 import torch

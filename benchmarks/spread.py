@@ -20,9 +20,9 @@ from pathlib import Path
 
 from effad_core import EfficientAD, Schedule, evaluate, open_pretraining, open_scenario, train
 from effad_core.datasets import ResizedImages, Scenario, evenly
-from effad_core.evaluation import MAPS, Evaluation
-from effad_core.export import export
-from effad_core.inference import prepare
+from effad_core.deployment.onnx import export
+from effad_core.deployment.prepared import prepare
+from effad_core.evaluation.scores import MAPS, Evaluation
 from effad_core.metrics import pixel_metrics
 
 import nbformat

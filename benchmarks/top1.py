@@ -12,8 +12,8 @@ from pathlib import Path
 
 from effad_core import RunError
 from effad_core.datasets.images import list_images, read_image
+from effad_core.distillation.backbones import BACKBONES, open_backbone
 from effad_core.errors import DataError
-from effad_core.pretrained import BACKBONES, open_backbone
 
 import torch
 from PIL import Image
@@ -28,7 +28,7 @@ def open_classifier(
 ) -> nn.Module:
     """The whole backbone: images as for `FeatureExtractor` -> logits, shape (N, 1000).
 
-    Args and errors as those of `effad_core.backbones.open_extractor`.
+    Args and errors as those of `effad_core.distillation.extractors.open_extractor`.
     """
     backbone = open_backbone(name, weights)
     net = nn.Sequential(backbone.normalise, backbone.network)

@@ -15,9 +15,9 @@ counted, over the rate at which the largest layer of the PDN runs here, measured
 from collections.abc import Callable
 
 from effad_core import EfficientAD
+from effad_core.acceleration.memory import keep_freed_memory
+from effad_core.acceleration.precision import CANDIDATES, measure
 from effad_core.datasets import normalise
-from effad_core.memory import keep_freed_memory
-from effad_core.precision import CANDIDATES, measure
 from effad_core.schedule import Schedule
 from effad_core.training import autoencoder_loss, loss_terms
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from effad_core import EfficientAD
-from effad_core.memory import keep_freed_memory
-from effad_core.timing import machine
+from effad_core.acceleration.memory import keep_freed_memory
+from effad_core.evaluation.timing import machine
 
 import torch
 import torch.nn.functional as F

@@ -11,8 +11,8 @@ import statistics
 import time
 from collections.abc import Callable
 
-from effad_core.memory import keep_freed_memory
-from effad_core.winograd import conv2d
+from effad_core.acceleration.memory import keep_freed_memory
+from effad_core.acceleration.winograd import conv2d
 
 import torch
 import torch.nn.functional as F

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from effad_core.threads import settle_threads
+from effad_core.acceleration.threads import settle_threads
 
 settle_threads()  # before any module below loads torch
 
@@ -10,26 +10,28 @@ settle_threads()  # before any module below loads torch
 # `effad distill` runs that module once, and importing the package is quick.
 _HOMES = {
     "Autoencoder": "networks",
-    "DataError": "datasets",
-    "DistillationSchedule": "distillation",
+    "DataError": "errors",
+    "DistillationSchedule": "distillation.schedule",
     "EfficientAD": "detector",
-    "Evaluation": "evaluation",
+    "Evaluation": "evaluation.scores",
     "OperatingPoint": "thresholds",
     "PatchDescriptionNetwork": "networks",
     "Prediction": "prediction",
-    "RunError": "files",
+    "RunError": "errors",
     "Sample": "datasets",
     "Scenario": "datasets",
-    "Schedule": "training",
-    "TeacherReport": "report",
+    "Schedule": "schedule",
+    "TeacherReport": "distillation.teacher_check",
     "ThresholdExplorer": "explorer",
-    "teacher_report": "report",
-    "choose_device": "devices",
-    "distill": "distillation",
-    "export": "export",
-    "prepare": "inference",
-    "evaluate": "evaluation",
-    "open_extractor": "backbones",
+    "teacher_report": "distillation.teacher_check",
+    "choose_device": "acceleration.devices",
+    "distill": "distillation.algorithm",
+    "export": "deployment.onnx",
+    "fit_thresholds": "deployment.inspection",
+    "inspect_images": "deployment.inspection",
+    "prepare": "deployment.prepared",
+    "evaluate": "evaluation.scores",
+    "open_extractor": "distillation.extractors",
     "open_pretraining": "datasets",
     "open_scenario": "datasets",
     "train": "training",

@@ -6,21 +6,36 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-COMMANDS = {  # name: (module, what it does)
-    "train": ("effad_core.own_images:train_main", "a folder of good images -> a detector"),
-    "predict": ("effad_core.inspection:main", "a detector and images -> verdicts"),
-    "threshold": ("effad_core.own_images:threshold_main", "give a detector another threshold"),
-    "export": ("effad_core.own_images:export_main", "a detector -> an ONNX file"),
-    "check-teacher": ("effad_core.report:main", "does the teacher suit your images?"),
+COMMANDS = {  # name: (module of effad_core and its function, what it does)
+    "train": (
+        "deployment.own_images:train_main",
+        "a folder of good images -> a detector",
+    ),
+    "predict": ("deployment.inspection:main", "a detector and images -> verdicts"),
+    "threshold": (
+        "deployment.own_images:threshold_main",
+        "give a detector another threshold",
+    ),
+    "export": ("deployment.own_images:export_main", "a detector -> an ONNX file"),
+    "check-teacher": (
+        "distillation.teacher_check:main",
+        "does the teacher suit your images?",
+    ),
     "benchmark": (
-        "effad_core.sweep:main",
+        "evaluation.benchmark:main",
         "train, evaluate, print the paper's tables",
     ),
-    "distill": ("effad_core.distillation:main", "photographs -> a teacher (Algorithm 3)"),
-    "gallery": ("effad_core.gallery:main", "one picture of the maps of several detectors"),
-    "time": ("effad_core.timing:main", "latency and throughput by the paper's protocol"),
-    "costs": ("effad_core.costs:main", "parameters and FLOPs of the paper's ten methods"),
-    "unpack": ("effad_core.datasets.archives:main", "the archive of a dataset -> its folder"),
+    "distill": ("distillation.algorithm:main", "photographs -> a teacher (Algorithm 3)"),
+    "gallery": (
+        "evaluation.gallery:main",
+        "one picture of the maps of several detectors",
+    ),
+    "time": ("evaluation.timing:main", "latency and throughput by the paper's protocol"),
+    "costs": (
+        "evaluation.costs:main",
+        "parameters and FLOPs of the paper's ten methods",
+    ),
+    "unpack": ("datasets.archives:main", "the archive of a dataset -> its folder"),
 }
 HELP = """usage: effad COMMAND ...
 
@@ -57,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"effad has no command {name!r}: {hint}", file=sys.stderr)
         sys.exit(2)
     module, function = COMMANDS[name][0].split(":")
-    sys.exit(getattr(import_module(module), function)(rest))
+    sys.exit(getattr(import_module(f"effad_core.{module}"), function)(rest))
 
 
 def own_version() -> str:

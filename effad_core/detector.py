@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
 
+from effad_core.acceleration.devices import choose_device
+from effad_core.acceleration.precision import PRECISIONS, computing_in, resolve_precision
 from effad_core.datasets.transforms import normalise
-from effad_core.devices import choose_device
 from effad_core.errors import RunError
-from effad_core.files import one_line
 from effad_core.networks import (
     MIN_IMAGE_SIZE,
     PATCH_SIZE,
@@ -19,12 +19,12 @@ from effad_core.networks import (
     Autoencoder,
     PatchDescriptionNetwork,
 )
-from effad_core.precision import PRECISIONS, computing_in, resolve_precision
 from effad_core.prediction import Predictor
-from effad_core.shipped import shipped
 from effad_core.statistics import StreamQuantiles
+from effad_core.storage.files import one_line
+from effad_core.storage.shipped import shipped
+from effad_core.storage.weights import load_weights, read_tensors, write_tensors
 from effad_core.thresholds import OperatingPoint
-from effad_core.weights import load_weights, read_tensors, write_tensors
 
 import torch
 import torch.nn.functional as F

@@ -57,8 +57,8 @@ class Prediction:
 def _set(threshold: float | None, name: str) -> float:
     if threshold is None:
         raise ValueError(
-            f"the detector has no {name}: find one with effad_core.inspection.fit_thresholds, or "
-            f"set detector.{name} to a number"
+            f"the detector has no {name}: find one with effad_core.fit_thresholds, or set "
+            f"detector.{name} to a number"
         )
     return threshold
 

@@ -13,6 +13,11 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from hashlib import sha256
 
+from effad_core.acceleration.devices import choose_device
+from effad_core.acceleration.memory import keep_freed_memory
+from effad_core.acceleration.precision import computing_in, describe_precision, resolve_precision
+from effad_core.acceleration.shortcuts import mean_squared_difference_to
+from effad_core.acceleration.threads import usable_processors
 from effad_core.datasets import (
     PretrainingImages,
     ResizedImages,
@@ -22,16 +27,11 @@ from effad_core.datasets import (
 )
 from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
 from effad_core.detector import POINTS, EfficientAD
-from effad_core.devices import choose_device
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
-from effad_core.memory import keep_freed_memory
-from effad_core.precision import computing_in, describe_precision, resolve_precision
-from effad_core.runs import Run, settled_precision
 from effad_core.schedule import Schedule
-from effad_core.shortcuts import mean_squared_difference_to
 from effad_core.statistics import channel_statistics
-from effad_core.threads import usable_processors
-from effad_core.weights import fingerprint
+from effad_core.storage.runs import Run, settled_precision
+from effad_core.storage.weights import fingerprint
 
 import numpy as np
 import torch

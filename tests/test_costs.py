@@ -4,10 +4,10 @@ import re
 from functools import partial
 from itertools import product
 
-from effad_core.costs import METHODS, Cost, costs, count, main, table
-from effad_core.costs.dsr import CODES, WIDTH, Codebook
-from effad_core.costs.features import AST, FastFlow, SimpleNet
-from effad_core.costs.regression import (
+from effad_core.evaluation.costs import METHODS, Cost, costs, count, main, table
+from effad_core.evaluation.costs.dsr import CODES, WIDTH, Codebook
+from effad_core.evaluation.costs.features import AST, FastFlow, SimpleNet
+from effad_core.evaluation.costs.regression import (
     DESCRIPTORS,
     GCAD,
     POOL,

@@ -1,15 +1,15 @@
 """Algorithm 2 against plain torch code, every accepted input, and the file on disk."""
 
 from effad_core import EfficientAD, OperatingPoint, RunError, detector, evaluate, train
+from effad_core.deployment.inspection import fit_thresholds
+from effad_core.deployment.prepared import prepare
 from effad_core.detector import place_cells
-from effad_core.distillation import save_teacher
+from effad_core.distillation.algorithm import save_teacher
 from effad_core.errors import DataError
-from effad_core.inference import prepare
-from effad_core.inspection import fit_thresholds
 from effad_core.networks import Autoencoder, PatchDescriptionNetwork
 from effad_core.schedule import Schedule
+from effad_core.storage.weights import write_tensors
 from effad_core.thresholds import max_f1, pixel_threshold, threshold_for_fpr
-from effad_core.weights import write_tensors
 
 import numpy as np
 import pytest

@@ -13,20 +13,17 @@ from effad_core import (
     Schedule,
     choose_device,
     distill,
-    distillation,
     evaluate,
-    gallery,
-    inspection,
-    report,
-    sweep,
     teacher_report,
-    timing,
     train,
     training,
 )
 from effad_core.datasets import ResizedImages, Sample
-from effad_core.distillation_schedule import DistillationSchedule
-from effad_core.inference import InferenceGraph, prepare
+from effad_core.deployment import inspection
+from effad_core.deployment.prepared import InferenceGraph, prepare
+from effad_core.distillation import algorithm, teacher_check
+from effad_core.distillation.schedule import DistillationSchedule
+from effad_core.evaluation import benchmark, gallery, timing
 from effad_core.statistics import ChannelMoments
 from effad_core.training import TeacherFeatures, autoencoder_loss, loss_terms
 
@@ -128,11 +125,11 @@ def entry_points(narrow, scenario, pretraining, drawn, tmp_path, monkeypatch):
     detector.operating_point = OperatingPoint(1.0, "labels-f1", 2)
     detector.save(saved)
     samples = [Sample(path, index % 2, "good") for index, path in enumerate(drawn[:4])]
-    monkeypatch.setattr(sweep, "new_detector", lambda *_: narrow())
-    monkeypatch.setattr(sweep, "open_scenario", lambda _: scenario)
-    monkeypatch.setattr(sweep, "plan", lambda _: [sweep.Entry("x", "x", "x")])
+    monkeypatch.setattr(benchmark, "new_detector", lambda *_: narrow())
+    monkeypatch.setattr(benchmark, "open_scenario", lambda _: scenario)
+    monkeypatch.setattr(benchmark, "plan", lambda _: [benchmark.Entry("x", "x", "x")])
     monkeypatch.setattr(EfficientAD, "load_teacher", lambda self, _: self)
-    monkeypatch.setattr(distillation, "open_extractor", lambda *_: Blocks())
+    monkeypatch.setattr(algorithm, "open_extractor", lambda *_: Blocks())
     folder = str(drawn[0].parent)
     schedule = DistillationSchedule.smoke()
     return {
@@ -147,21 +144,21 @@ def entry_points(narrow, scenario, pretraining, drawn, tmp_path, monkeypatch):
         "distill": lambda **d: distill(
             PatchDescriptionNetwork("small", 8), Blocks(), pretraining, schedule, **d
         ),
-        "effad_core.evaluation": lambda *o: sweep.main(
+        "effad benchmark": lambda *o: benchmark.main(
             ["x", "--profile", "smoke", "--runs", str(tmp_path / "runs"),
              "--output", str(tmp_path / "results.json"), *o]
         ),
-        "effad_core.inspection": lambda *o: inspection.main(
+        "effad predict": lambda *o: inspection.main(
             [str(saved), folder, "--output", str(tmp_path / "inspection"), *o]
         ),
-        "effad_core.report": lambda *o: report.main([folder, *o]),
-        "effad_core.timing": lambda *o: timing.main(
+        "effad check-teacher": lambda *o: teacher_check.main([folder, *o]),
+        "effad time": lambda *o: timing.main(
             ["--runs", "1", "--warm-up", "0", "--precision", "float32", *o]
         ),
-        "effad_core.gallery": lambda *o: gallery.main(
+        "effad gallery": lambda *o: gallery.main(
             [f"{folder}={saved}", "--output", str(tmp_path / "x.png"), *o]
         ),
-        "effad_core.distillation": lambda *o: distillation.main(
+        "effad distill": lambda *o: algorithm.main(
             [folder, "--run-dir", str(tmp_path / "distil"), "--channels", "8", "--profile", "smoke",
              "--hold-out", "2", *o]
         ),
@@ -170,8 +167,8 @@ def entry_points(narrow, scenario, pretraining, drawn, tmp_path, monkeypatch):
 
 NAMES = [
     "train", "evaluate", "fit_thresholds", "load", "prepare", "teacher_report", "distill",
-    "effad_core.evaluation", "effad_core.inspection", "effad_core.report", "effad_core.timing",
-    "effad_core.gallery", "effad_core.distillation",
+    "effad benchmark", "effad predict", "effad check-teacher", "effad time",
+    "effad gallery", "effad distill",
 ]  # fmt: skip
 
 
@@ -187,7 +184,7 @@ def test_every_entry_point_takes_the_gpu(entry_points, moves, monkeypatch, name)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_entry_point_takes_the_device_that_is_named(entry_points, moves, monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
-    named = ("--device", "cuda:0") if "." in name else ()
+    named = ("--device", "cuda:0") if " " in name else ()
     with pytest.raises(Moved) as moved:
         entry_points[name](*named, **({} if named else {"device": "cuda:0"}))
     assert moved.value.args == (torch.device("cuda", 0),)
@@ -210,7 +207,7 @@ def test_a_prepared_detector_stays_where_it_is(narrow, drawn, gpus):
 def test_a_command_says_in_one_sentence_that_there_is_no_such_device(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="this machine has no device cuda"):
-        sweep.main(["solar-mono", "--device", "cuda"])
+        benchmark.main(["solar-mono", "--device", "cuda"])
 
 
 @pytest.fixture

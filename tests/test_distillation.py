@@ -7,25 +7,19 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from effad_core import (
-    DistillationSchedule,
-    EfficientAD,
-    RunError,
-    distill,
-    distillation,
-    pairs,
-    precision,
-)
+from effad_core import DistillationSchedule, EfficientAD, RunError, distill
+from effad_core.acceleration import precision
 from effad_core.datasets import PretrainingImages
 from effad_core.datasets.pretraining import Draws
-from effad_core.distillation import held_out_loss, main
+from effad_core.distillation import algorithm, pairs
+from effad_core.distillation.algorithm import held_out_loss, main
+from effad_core.distillation.muon import KernelMuon
+from effad_core.distillation.pairs import Pairs
 from effad_core.errors import DataError
-from effad_core.muon import KernelMuon
 from effad_core.networks import PatchDescriptionNetwork
-from effad_core.pairs import Pairs
-from effad_core.runs import Run
 from effad_core.schedule import PROFILES
-from effad_core.weights import read_tensors
+from effad_core.storage.runs import Run
+from effad_core.storage.weights import read_tensors
 
 import numpy as np
 import pytest
@@ -74,7 +68,7 @@ class PaddedPDN(nn.Module):
 @pytest.fixture
 def network(narrow, monkeypatch):
     """Makes narrow networks; distillation uses them too."""
-    monkeypatch.setattr(distillation, "PatchDescriptionNetwork", narrow.network)
+    monkeypatch.setattr(algorithm, "PatchDescriptionNetwork", narrow.network)
 
     def make(seed=0, **options):
         torch.manual_seed(seed)
@@ -173,7 +167,7 @@ def test_the_loss_falls(network, pretraining):
 def test_a_resumed_run_equals_an_uninterrupted_one(
     network, pretraining, tmp_path, monkeypatch, optimizer
 ):
-    monkeypatch.setattr(distillation, "Run", functools.partial(Run, save_seconds=0))
+    monkeypatch.setattr(algorithm, "Run", functools.partial(Run, save_seconds=0))
     schedule = replace(TINY, iterations=4, batch_size=2, optimizer=optimizer, cosine=True)
     whole = network()
     row = distill(whole, Colours(), pretraining, schedule, log_every=1)
@@ -215,7 +209,7 @@ def test_a_teacher_that_lay_there_before_is_not_taken_for_the_runs(network, pret
     path = tmp_path / "teacher.safetensors"
     distill(network(), Colours(), pretraining, TINY, run_dir=tmp_path)
     expected = path.read_bytes()
-    distillation.save_teacher(path, network(seed=5), {"extractor": "colours"})
+    algorithm.save_teacher(path, network(seed=5), {"extractor": "colours"})
     distill(network(), Colours(), pretraining, TINY, run_dir=tmp_path)
     assert path.read_bytes() == expected
 
@@ -224,7 +218,7 @@ def test_ctrl_c_is_a_line_that_says_how_to_go_on(drawn, tmp_path, monkeypatch, c
     def pressed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(distillation, "distill", pressed)
+    monkeypatch.setattr(algorithm, "distill", pressed)
     with pytest.raises(SystemExit) as stop:
         main([str(drawn[0].parent), *OPTIONS, "--run-dir", str(tmp_path)])
     assert stop.value.code == 130
@@ -430,16 +424,16 @@ def test_two_processes_make_the_step_of_one_on_the_joined_batch(drawn, tmp_path)
 
 
 def test_a_batch_that_two_processes_cannot_part(monkeypatch):
-    monkeypatch.setattr(distillation.distributed, "rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(algorithm.distributed, "rank_and_world", lambda: (0, 2))
     with pytest.raises(ValueError, match="batch of 3 images cannot be parted among 2"):
-        distillation.distributed.own_batches(range(2), 3)
+        algorithm.distributed.own_batches(range(2), 3)
 
 
 def test_parts_of_a_batch_are_all_of_it(monkeypatch):
     parts = []
     for rank in range(4):
-        monkeypatch.setattr(distillation.distributed, "rank_and_world", lambda r=rank: (r, 4))
-        parts.append(distillation.distributed.own_batches(range(5, 7), 8))
+        monkeypatch.setattr(algorithm.distributed, "rank_and_world", lambda r=rank: (r, 4))
+        parts.append(algorithm.distributed.own_batches(range(5, 7), 8))
     for iteration, batches in zip((5, 6), zip(*parts, strict=True), strict=True):
         numbers = [number for batch in batches for number in batch]
         assert numbers == list(range(8 * iteration, 8 * iteration + 8))

@@ -5,7 +5,9 @@ from importlib import import_module
 
 import pytest
 
-MODULES = ("devices", "losses", "metrics", "shipped", "statistics", "thresholds")
+MODULES = (
+    *("acceleration.devices", "losses", "metrics", "statistics", "storage.shipped", "thresholds"),
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -5,10 +5,11 @@ import json
 import struct
 from pathlib import Path
 
-from effad_core import EfficientAD, OperatingPoint, RunError, sweep
-from effad_core.distillation import main as distil
-from effad_core.runs import Run
-from effad_core.weights import MAX_HEADER, load_weights, read_tensors, write_tensors
+from effad_core import EfficientAD, OperatingPoint, RunError
+from effad_core.distillation.algorithm import main as distil
+from effad_core.evaluation import benchmark
+from effad_core.storage.runs import Run
+from effad_core.storage.weights import MAX_HEADER, load_weights, read_tensors, write_tensors
 
 import nbformat
 import pytest
@@ -290,7 +291,7 @@ def test_teachers_whose_card_is_no_card(narrow, drawn, tmp_path, card, monkeypat
     path = tmp_path / "teacher.safetensors"
     write_tensors(path, ad.teacher.state_dict(), {"kind": "teacher", "card": card})
     assert "'card' is missing or no dict" in refused(path, ad.load_teacher)
-    monkeypatch.setattr("effad_core.distillation.open_extractor", lambda *_: None)
+    monkeypatch.setattr("effad_core.distillation.algorithm.open_extractor", lambda *_: None)
     with pytest.raises(SystemExit, match="teacher.safetensors has a damaged header"):
         distil([str(drawn[0].parent), "--measure", str(path), "--hold-out", "1"])
 
@@ -299,7 +300,7 @@ def test_teachers_whose_card_is_no_card(narrow, drawn, tmp_path, card, monkeypat
 def test_a_checkpoint_to_start_from_with_a_damaged_header(drawn, tmp_path, change, monkeypatch):
     path = tmp_path / "checkpoint.safetensors"
     write_tensors(path, {}, {"kind": "checkpoint", "iteration": 1, "config": {}} | change)
-    monkeypatch.setattr("effad_core.distillation.open_extractor", lambda *_: None)
+    monkeypatch.setattr("effad_core.distillation.algorithm.open_extractor", lambda *_: None)
     with pytest.raises(SystemExit, match="checkpoint.safetensors has a damaged header"):
         distil([str(drawn[0].parent), "--measure", str(path), "--hold-out", "1"])
 
@@ -308,12 +309,12 @@ def test_a_checkpoint_to_start_from_with_a_damaged_header(drawn, tmp_path, chang
 def test_metrics_that_are_no_metrics_are_measured_again(tmp_path, capsys, value):
     path, good = tmp_path / "metrics.json", {"all": {"image_auroc": 0.5}}
     path.write_text(json.dumps({"detector": "ab", "metrics": good}))
-    assert sweep._read_metrics(path, {"detector": "ab"}) == good
-    assert sweep._read_metrics(path, {"detector": "cd"}) is None
+    assert benchmark._read_metrics(path, {"detector": "ab"}) == good
+    assert benchmark._read_metrics(path, {"detector": "cd"}) is None
     assert capsys.readouterr().out == ""
     for content in (value, {"detector": "ab", "metrics": value}):
         path.write_text(json.dumps(content))
-        assert sweep._read_metrics(path, {"detector": "ab"}) is None
+        assert benchmark._read_metrics(path, {"detector": "ab"}) is None
     assert "metrics.json is damaged and is written anew" in capsys.readouterr().out
 
 
@@ -406,7 +407,7 @@ def test_no_code_runs_what_a_file_holds(path):
 
 def test_torch_load_reads_only_the_weights_of_published_backbones():
     users = [path.name for path in CODE if "torch.load(" in path.read_text(encoding="utf-8")]
-    assert users == ["pretrained.py"]
+    assert users == ["backbones.py"]
     assert CODE and len(NOTEBOOKS) > 9
 
 

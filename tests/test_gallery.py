@@ -6,17 +6,10 @@ import re
 from collections import Counter
 from types import SimpleNamespace
 
-from effad_core import gallery
 from effad_core.datasets import Sample, Scenario, open_scenario, read_image
 from effad_core.detector import place_cells
-from effad_core.gallery import (
-    failure_pictures,
-    overview_picture,
-    scenario_pictures,
-    write_gallery,
-)
-from effad_core.prediction import Prediction
-from effad_core.survey import (
+from effad_core.evaluation import gallery
+from effad_core.evaluation.examples import (
     METHODS,
     Scored,
     Survey,
@@ -28,6 +21,13 @@ from effad_core.survey import (
     peak_at_border,
     survey,
 )
+from effad_core.evaluation.gallery import (
+    failure_pictures,
+    overview_picture,
+    scenario_pictures,
+    write_gallery,
+)
+from effad_core.prediction import Prediction
 from effad_core.thresholds import OperatingPoint, threshold_for_fpr
 
 import numpy as np

@@ -6,8 +6,15 @@ import os
 import subprocess
 import sys
 
-from effad_core import DataError, OperatingPoint, Sample, inspection
-from effad_core.inspection import COLUMNS, fit_thresholds, inspect_images, main, overlay
+from effad_core import DataError, OperatingPoint, Sample
+from effad_core.deployment import inspection
+from effad_core.deployment.inspection import (
+    COLUMNS,
+    fit_thresholds,
+    inspect_images,
+    main,
+    overlay,
+)
 
 import numpy as np
 import pytest

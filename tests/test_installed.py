@@ -5,7 +5,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from effad_core.shipped import CHECKOUT, drawn_data, shipped
+from effad_core.storage.shipped import CHECKOUT, drawn_data, shipped
 
 import pytest
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import json
 import effad_core
 from effad_core import EfficientAD, Schedule, open_pretraining, open_scenario, train
-from effad_core.sweep import PAPER
+from effad_core.evaluation.benchmark import PAPER
 
 assert "site" in Path(effad_core.__file__).parts, effad_core.__file__
 json.loads(PAPER.read_text(encoding="utf-8"))
@@ -59,7 +59,7 @@ def test_what_is_shipped_is_what_the_repository_has():
 
 def test_drawn_data_is_in_the_checkout_or_below_the_working_directory(monkeypatch, tmp_path):
     assert drawn_data() == CHECKOUT / "data"
-    monkeypatch.setattr("effad_core.shipped.CHECKOUT", tmp_path)
+    monkeypatch.setattr("effad_core.storage.shipped.CHECKOUT", tmp_path)
     assert drawn_data() == Path("data")
 
 

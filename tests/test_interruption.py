@@ -14,13 +14,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from effad_core import RunError, Schedule, files, sweep, train
+from effad_core import RunError, Schedule, train
 from effad_core.datasets import open_pretraining, tray
-from effad_core.distillation import main as distil
+from effad_core.distillation.algorithm import main as distil
 from effad_core.errors import DataError
-from effad_core.files import locked, remove_parts
-from effad_core.runs import Run
-from effad_core.weights import read_tensors
+from effad_core.evaluation import benchmark
+from effad_core.storage import files
+from effad_core.storage.files import locked, remove_parts
+from effad_core.storage.runs import Run
+from effad_core.storage.weights import read_tensors
 
 import pytest
 import torch
@@ -157,7 +159,7 @@ def test_a_lock_goes_with_its_process(tmp_path):
     """The holder is killed while this process waits for it."""
     path = tmp_path / ".lock"
     code = (
-        "import pathlib, sys, time; from effad_core.files import locked\n"
+        "import pathlib, sys, time; from effad_core.storage.files import locked\n"
         f"with locked(pathlib.Path({str(path)!r})): print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -204,14 +206,14 @@ def test_a_second_run_in_a_folder_is_refused(narrow, scenario, pretraining, tmp_
 
 
 def test_two_sweeps_with_one_output_are_refused(narrow, tmp_path, monkeypatch, drawn):
-    monkeypatch.setattr(sweep, "new_detector", lambda *_: narrow())
+    monkeypatch.setattr(benchmark, "new_detector", lambda *_: narrow())
     for name in ("train", "test"):
         (tmp_path / "images" / name / "good").mkdir(parents=True)
     for path in drawn[:3]:
         (tmp_path / "images/train/good" / path.name).symlink_to(path)
     output = tmp_path / "results.json"
     with locked(tmp_path / ".results.json.lock"), pytest.raises(SystemExit) as stop:
-        sweep.main([str(tmp_path / "images"), "--output", str(output), "--runs", str(tmp_path)])
+        benchmark.main([str(tmp_path / "images"), "--output", str(output), "--runs", str(tmp_path)])
     assert stop.value.code == (
         f"{output} is in use by another run: wait for its end, or choose another --output"
     )

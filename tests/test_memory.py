@@ -7,7 +7,7 @@ import pytest
 
 COUNT_FAULTS = """
 import resource, sys, torch
-from effad_core.memory import keep_freed_memory
+from effad_core.acceleration.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory() and keep_freed_memory()
 def faults():

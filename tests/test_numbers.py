@@ -3,13 +3,13 @@
 import json
 
 from effad_core import EfficientAD, RunError, Sample, Schedule, evaluate, metrics, thresholds, train
-from effad_core.evaluation import Evaluation
+from effad_core.deployment.onnx import export
+from effad_core.deployment.prepared import prepare
+from effad_core.evaluation.scores import Evaluation
 from effad_core.explorer.choices import Choices
-from effad_core.export import export
-from effad_core.inference import prepare
 from effad_core.prediction import Predictor
 from effad_core.statistics import ChannelMoments, channel_statistics, never_varies
-from effad_core.weights import read_tensors, write_tensors
+from effad_core.storage.weights import read_tensors, write_tensors
 
 import numpy as np
 import pytest

@@ -1,8 +1,7 @@
 """ "auto" is what was measured to be fastest: no name, no capability, no constant decides."""
 
-from effad_core import precision
-from effad_core.networks import Autoencoder, PatchDescriptionNetwork
-from effad_core.precision import (
+from effad_core.acceleration import precision
+from effad_core.acceleration.precision import (
     CANDIDATES,
     Measurement,
     computing_in,
@@ -10,6 +9,7 @@ from effad_core.precision import (
     measure,
     resolve_precision,
 )
+from effad_core.networks import Autoencoder, PatchDescriptionNetwork
 
 import pytest
 import torch

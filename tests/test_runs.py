@@ -2,11 +2,11 @@
 
 import json
 
-from effad_core import files, runs
 from effad_core.errors import RunError
-from effad_core.files import write_text
-from effad_core.runs import Run, settled_precision
-from effad_core.weights import load_weights, read_tensors, write_tensors
+from effad_core.storage import files, runs
+from effad_core.storage.files import write_text
+from effad_core.storage.runs import Run, settled_precision
+from effad_core.storage.weights import load_weights, read_tensors, write_tensors
 
 import pytest
 import torch

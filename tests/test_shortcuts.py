@@ -1,7 +1,7 @@
 """The faster dropout and mean squared difference against torch's."""
 
+from effad_core.acceleration.shortcuts import dropout, mean_squared_difference_to
 from effad_core.losses import mean_squared_difference
-from effad_core.shortcuts import dropout, mean_squared_difference_to
 
 import numpy as np
 import pytest

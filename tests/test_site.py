@@ -35,9 +35,15 @@ def test_the_reference_lists_every_module_once():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = [line.strip() for line in text.splitlines() if line.startswith("   effad_core.")]
     folder = ROOT / "effad_core"
-    names = [path.stem for path in folder.glob("*.py")]
-    names += [path.parent.name for path in folder.glob("*/__init__.py")]
-    assert sorted(listed) == sorted(f"effad_core.{n}" for n in names if not n.startswith("_"))
+    names = []
+    for path in [p for p in folder.rglob("*.py") if not p.stem.startswith("_")]:
+        parts = path.relative_to(folder).with_suffix("").parts
+        whole = any(f"effad_core.{'.'.join(parts[:n])}" in listed for n in range(1, len(parts)))
+        names += [] if whole else [f"effad_core.{'.'.join(parts)}"]  # or its package is listed
+    packages = [path.parent.relative_to(folder.parent) for path in folder.rglob("__init__.py")]
+    packages = {".".join(path.parts) for path in packages}
+    assert sorted(set(listed) - packages) == sorted(names)
+    assert len(listed) == len(set(listed))
 
 
 def picture(alt=None):

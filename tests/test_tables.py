@@ -1,6 +1,6 @@
 """Tables as text."""
 
-from effad_core.tables import layout
+from effad_core.evaluation.tables import layout
 
 import pytest
 

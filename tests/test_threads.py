@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-from effad_core import threads
-from effad_core.threads import usable_processors
+from effad_core.acceleration import threads
+from effad_core.acceleration.threads import usable_processors
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_an_affinity_mask_limits_the_threads():
 
 
 def test_torch_that_was_imported_before_gets_fewer_threads_all_the_same():
-    late = "from effad_core import threads; threads.usable_processors = lambda: 1; "
+    late = "from effad_core.acceleration import threads; threads.usable_processors = lambda: 1; "
     assert run(f"import torch; {late} threads.settle_threads(); {SHOW}")[1] == "1"
 
 

@@ -3,10 +3,10 @@
 import mmap
 import sys
 
-from effad_core import timing
-from effad_core.costs import METHODS
-from effad_core.inference import prepare
-from effad_core.timing import main, measure, paper_timings, table
+from effad_core.deployment.prepared import prepare
+from effad_core.evaluation import timing
+from effad_core.evaluation.costs import METHODS
+from effad_core.evaluation.timing import main, measure, paper_timings, table
 
 import numpy as np
 import pytest

@@ -5,7 +5,8 @@ import functools
 import json
 from dataclasses import replace
 
-from effad_core import EfficientAD, RunError, Schedule, precision, train, training
+from effad_core import EfficientAD, RunError, Schedule, train, training
+from effad_core.acceleration import precision
 from effad_core.datasets import (
     ResizedImages,
     Sample,
@@ -17,10 +18,10 @@ from effad_core.datasets import (
 )
 from effad_core.errors import DataError
 from effad_core.networks import Autoencoder
-from effad_core.runs import Run
 from effad_core.schedule import PROFILES
+from effad_core.storage.runs import Run
+from effad_core.storage.weights import read_tensors
 from effad_core.training import loss_terms
-from effad_core.weights import read_tensors
 
 import numpy as np
 import pytest

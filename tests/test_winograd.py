@@ -1,7 +1,8 @@
 """Winograd's convolution against torch's, forwards and backwards, in float64 and in float32."""
 
-from effad_core import EfficientAD, winograd
-from effad_core.winograd import conv2d, convolution
+from effad_core import EfficientAD
+from effad_core.acceleration import winograd
+from effad_core.acceleration.winograd import conv2d, convolution
 
 import pytest
 import torch

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from effad_core.errors import DataError, printable
-from effad_core.files import one_line
+from effad_core.storage.files import one_line
 
 from tqdm.auto import tqdm
 

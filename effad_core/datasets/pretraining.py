@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from effad_core import files
 from effad_core.errors import DataError
+from effad_core.storage import files
 
 import numpy as np
 import torch

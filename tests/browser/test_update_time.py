@@ -10,7 +10,7 @@ NOTEBOOK = """
 from pathlib import Path
 import numpy as np
 from effad_core.datasets import Sample
-from effad_core.evaluation import MAPS, Evaluation
+from effad_core.evaluation.scores import MAPS, Evaluation
 from effad_core.explorer import ThresholdExplorer
 
 normal, anomalous = np.load("scores.npy")

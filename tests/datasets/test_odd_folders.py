@@ -10,11 +10,11 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from effad_core import report
 from effad_core.datasets import hold_out, list_scenarios, open_folder, open_scenario
 from effad_core.datasets.images import read_mask
 from effad_core.datasets.layouts import good_images
 from effad_core.datasets.scenario import Sample
+from effad_core.distillation import teacher_check
 from effad_core.errors import DataError, printable
 
 import numpy as np
@@ -396,7 +396,7 @@ def test_the_report_refuses_what_a_scenario_refuses(tmp_path, names):
     for name in names:
         (draw if name.endswith("png") else Path.touch)(tmp_path / name)
     found = []
-    for opened in (report._open_images, open_scenario):
+    for opened in (teacher_check._open_images, open_scenario):
         with pytest.raises(DataError) as error:
             opened(str(tmp_path))
         found.append(str(error.value))
@@ -405,9 +405,11 @@ def test_the_report_refuses_what_a_scenario_refuses(tmp_path, names):
 
 def test_the_report_takes_all_good_images(tmp_path):
     draw(tmp_path / "x/only.png")
-    assert report._open_images(str(tmp_path)) == [tmp_path / "x/only.png"]  # none is held out
+    assert teacher_check._open_images(str(tmp_path)) == [
+        tmp_path / "x/only.png"
+    ]  # none is held out
     sound(tmp_path / "part")
-    assert len(report._open_images(str(tmp_path / "part")).train) == 3
+    assert len(teacher_check._open_images(str(tmp_path / "part")).train) == 3
     assert good_images(tmp_path / "part/train/good") == [
         tmp_path / f"part/train/good/{i}.png" for i in range(4)
     ]

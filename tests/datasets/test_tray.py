@@ -3,8 +3,9 @@
 import json
 
 from effad_core.datasets import open_folder, tray
-from effad_core.datasets.tray.parts import silhouette
-from effad_core.datasets.tray.scene import (
+from effad_core.errors import DataError
+from parts_tray.parts import silhouette
+from parts_tray.scene import (
     LOGICAL,
     STRUCTURAL,
     Drawing,
@@ -15,7 +16,6 @@ from effad_core.datasets.tray.scene import (
     draw,
     normal_parts,
 )
-from effad_core.errors import DataError
 
 import numpy as np
 import pytest

@@ -65,7 +65,7 @@ def prepare() -> None:
 
 
 def new_run(folder: Path):
-    from effad_core.runs import Run
+    from effad_core.storage.runs import Run
 
     import torch
 
@@ -77,7 +77,7 @@ def new_run(folder: Path):
 
 def write_originals(folder: Path) -> None:
     from effad_core import EfficientAD, OperatingPoint
-    from effad_core.distillation import save_teacher
+    from effad_core.distillation.algorithm import save_teacher
 
     import torch
 
@@ -181,11 +181,11 @@ def read_point(path: Path) -> None:
 
 
 def read_metrics(path: Path) -> None:
-    from effad_core import sweep
+    from effad_core.evaluation import benchmark
 
-    metrics = sweep._read_metrics(path, {"detector": "ab"})
+    metrics = benchmark._read_metrics(path, {"detector": "ab"})
     if metrics is not None:
-        sweep.tables({"a": {"dataset": "b", "seeds": {"0": metrics}}})
+        benchmark.tables({"a": {"dataset": "b", "seeds": {"0": metrics}}})
 
 
 def read_defects(path: Path) -> None:

@@ -47,10 +47,13 @@ def load_conftest():
 @functools.cache
 def prepare() -> dict:
     """Import everything once, before the first fork; small networks, a checkpoint at each step."""
-    from effad_core import detector, distillation, precision, sweep, training
+    from effad_core import detector, training
+    from effad_core.acceleration import precision
     from effad_core.datasets import tray
-    from effad_core.datasets.tray.scene import Drawing, defect_name
-    from effad_core.runs import Run
+    from effad_core.distillation import algorithm
+    from effad_core.evaluation import benchmark
+    from effad_core.storage.runs import Run
+    from parts_tray.scene import Drawing, defect_name
 
     import numpy as np
     import torch
@@ -98,10 +101,10 @@ def prepare() -> dict:
         return Drawing(image, name, (image[..., 0] > 9,) if name else ())
 
     tray.draw = draw
-    detector.PatchDescriptionNetwork = distillation.PatchDescriptionNetwork = conftest.NarrowPDN
+    detector.PatchDescriptionNetwork = algorithm.PatchDescriptionNetwork = conftest.NarrowPDN
     detector.Autoencoder = TinyAutoencoder
-    training.Run = distillation.Run = functools.partial(Run, save_seconds=0)
-    sweep.new_detector = lambda *_: new_detector()
+    training.Run = algorithm.Run = functools.partial(Run, save_seconds=0)
+    benchmark.new_detector = lambda *_: new_detector()
     return {"Psi": Psi, "NarrowPDN": conftest.NarrowPDN, "tray": tray}
 
 
@@ -147,12 +150,12 @@ def distillation(folder: Path, images: Path) -> None:
 
 
 def sweep(folder: Path, images: Path) -> None:
-    from effad_core import sweep
+    from effad_core.evaluation import benchmark
 
     options = ["--seeds", "0", "--profile", "smoke", "--runs", folder / "runs"]
     sources = [images / "parts" / name for name in SCENARIOS]
     output = ["--output", folder / "results.json"]
-    sweep.main([str(part) for part in (*sources, *options, *output)])
+    benchmark.main([str(part) for part in (*sources, *options, *output)])
 
 
 def tray(folder: Path, images: Path) -> None:
@@ -358,7 +361,7 @@ def check_stopped(
             that this attempt did not come to.
         first, whole: contents before the first attempt, and of a run that was not stopped.
     """
-    from effad_core.weights import read_tensors
+    from effad_core.storage.weights import read_tensors
 
     assert result["end"] in ENDS[stop], result
     found = contents(folder)

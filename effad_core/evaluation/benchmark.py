@@ -1,0 +1,382 @@
+"""Train and evaluate scenarios over seeds, and print the paper's tables.
+
+    effad benchmark solar-mono tray --profile laptop --seeds 0 1 2
+    effad benchmark path/to/mvtec_loco --profile paper --size medium
+    effad benchmark tray --teacher path/to/teacher.safetensors --iterations 300
+
+Every run is a folder of its own; the same command goes on where it was interrupted. What fails is
+reported with its reason, in the tables' file too, and makes the command fail in the end.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from effad_core.acceleration.devices import DEVICE_HELP, choose_device
+from effad_core.datasets import (
+    DATASETS,
+    SCENARIOS,
+    PretrainingImages,
+    Scenario,
+    dataset_name,
+    list_scenarios,
+    open_pretraining,
+    open_scenario,
+)
+from effad_core.detector import EfficientAD
+from effad_core.errors import DataError, RunError
+from effad_core.evaluation.scores import KINDS, METRICS, evaluate
+from effad_core.evaluation.tables import layout
+from effad_core.schedule import PROFILES, Schedule
+from effad_core.storage.files import remove_parts, write_text
+from effad_core.storage.runs import alone
+from effad_core.storage.shipped import shipped
+from effad_core.storage.weights import fingerprint
+from effad_core.training import DETECTOR, train
+
+import numpy as np
+import torch
+
+PAPER = shipped("paper_results.json")
+RESULTS = "per_scenario_results.json"
+SHIPPED, RANDOM = "shipped", "random"  # teachers that need no file
+COLUMNS = {  # metric -> title; those that no scenario has are left out
+    "image_auroc": "AU-ROC",
+    "image_auroc_student_teacher": "S-T alone",
+    "image_auroc_autoencoder": "AE alone",
+    "image_auprc": "AU-PRC",
+    "aupro_0.3": "AU-PRO 0.3",
+    "aupro_0.05": "AU-PRO 0.05",
+    "auspro_0.05": "AU-sPRO 0.05",
+    "pixel_auroc_1": "pixel AU-ROC",
+    "pixel_auprc": "pixel AU-PRC",
+}
+
+Metrics = dict[str, dict[str, float]]  # by group, as `Evaluation.metrics` gives them
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scenario of a sweep: its dataset, its name, and what `open_scenario` takes."""
+
+    dataset: str
+    name: str
+    source: str | Path
+
+
+def plan(sources: Sequence[str]) -> list[Entry]:
+    """The scenarios behind names, scenario folders and dataset folders, in that order.
+
+    Raises:
+        DataError: for a source that is neither, or two scenarios of one name.
+    """
+    entries = []
+    for source in sources:
+        if source in SCENARIOS:
+            entries.append(Entry(source, source, source))
+            continue
+        folders = list_scenarios(source)
+        dataset = dataset_name(source)
+        entries += [Entry(dataset, folder.name, folder) for folder in folders]
+    names = [entry.name for entry in entries]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"two scenarios are called {', '.join(twice)}: name them in two calls.")
+    return entries
+
+
+def new_detector(size: str, teacher: str | Path = SHIPPED) -> EfficientAD:
+    """A detector with a teacher.
+
+    Args:
+        size: "small" or "medium".
+        teacher: "shipped", "random" (an untrained one, the same at every call, to see what
+            distillation is worth), or a teacher's file.
+
+    Raises:
+        RunError: if the file is missing, damaged, or of another architecture.
+    """
+    if str(teacher) == RANDOM:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return EfficientAD(size)  # a new detector draws its teacher first
+    detector = EfficientAD(size)
+    return detector.load_teacher() if str(teacher) == SHIPPED else detector.load_teacher(teacher)
+
+
+def run_one(
+    scenario: Scenario,
+    schedule: Schedule,
+    pretraining: PretrainingImages,
+    run_dir: Path,
+    seed: int,
+    size: str = "small",
+    maps: Path | None = None,
+    teacher: str | Path = SHIPPED,
+    device: str | torch.device | None = None,
+) -> Metrics:
+    """Train (or take up, or load) one run and evaluate it, unless its metrics are there already.
+
+    metrics.json counts as this run's if it names the bytes of its detector and its test images.
+    With a folder `maps`, the run is evaluated in any case and its anomaly maps are written there.
+    The teacher is as in `new_detector`, the device as in `train`.
+    """
+    detector = new_detector(size, teacher)
+    start = time.perf_counter()
+    train(detector, scenario, schedule, pretraining, run_dir, seed=seed, device=device)
+    minutes = (time.perf_counter() - start) / 60
+    files = "\n".join(f"{s.anomaly_type}/{s.path.name}" for s in scenario.test)
+    identity = {
+        "detector": sha256((run_dir / DETECTOR).read_bytes()).hexdigest(),
+        "test_images": sha256(files.encode("utf-8", "surrogateescape")).hexdigest(),
+    }
+    if maps is None and (known := _read_metrics(run_dir / METRICS, identity)) is not None:
+        print(f"{run_dir.name}: evaluated before", flush=True)
+        return known
+    evaluation = evaluate(
+        detector, scenario, keep_maps=None if maps is None else True, device=device
+    )
+    metrics = evaluation.save(run_dir, seed=seed, **identity)
+    if maps is not None:
+        print(f"maps in {evaluation.save_maps(maps / run_dir.name)}", flush=True)
+    areas = "  ".join(f"{COLUMNS[n]} {headline(metrics)[n]:.3f}" for n in list(COLUMNS)[:3])
+    print(f"{run_dir.name}: {areas}   ({minutes:.1f} min of training in this call)", flush=True)
+    return metrics
+
+
+def _read_metrics(path: Path, identity: Mapping[str, str]) -> Metrics | None:
+    """What a metrics.json says, if it is whole and holds these entries."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        if not identity.items() <= found.items():
+            return None
+        metrics = {
+            group: {name: float(value) for name, value in values.items()}
+            for group, values in found["metrics"].items()
+        }
+        if math.isfinite(sum(headline(metrics).values())):
+            return metrics
+    except (ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError):
+        pass
+    print(f"{path} is damaged and is written anew", flush=True)
+    return None
+
+
+def headline(metrics: Metrics) -> dict[str, float]:
+    """The group that stands for a scenario: "mean" of structural and logical, or "all"."""
+    return metrics.get("mean", metrics["all"])
+
+
+def tables(results: Mapping[str, Mapping]) -> str:
+    """The tables of a sweep.
+
+    Args:
+        results: by scenario {"dataset": str, "seeds": {seed: metrics}}; scenarios without a
+            finished seed are left out here (the sweep reports them as failed).
+    """
+    done = {name: entry for name, entry in results.items() if entry["seeds"]}
+    if not done:
+        return "nothing was measured"
+    shown = [
+        metric
+        for metric in COLUMNS
+        if any(metric in headline(m) for e in done.values() for m in e["seeds"].values())
+    ]
+    rows = [["scenario", "seeds", *(COLUMNS[metric] for metric in shown)]]
+    for name, entry in done.items():
+        runs = [headline(metrics) for metrics in entry["seeds"].values()]
+        rows.append([name, str(len(runs)), *(spread(runs, metric) for metric in shown)])
+    parts = ["Mean and deviation over seeds", layout(rows)]
+    parts += _structural_and_logical(done)
+    parts += _beside_the_paper(done)
+    return "\n\n".join(parts)
+
+
+def _structural_and_logical(done: Mapping[str, Mapping]) -> list[str]:
+    """Image AU-ROC of each map on the two kinds of anomalies, as the paper's LOCO tables."""
+    rows = [["scenario", "map", "structural", "logical", "mean"]]
+    for name, entry in done.items():
+        runs = list(entry["seeds"].values())
+        if not all("mean" in metrics for metrics in runs):
+            continue
+        for metric in list(COLUMNS)[:3]:
+            groups = [[metrics[group] for metrics in runs] for group in (*KINDS, "mean")]
+            title = {"image_auroc": "combined"}.get(metric, COLUMNS[metric])
+            rows.append([name, title, *(spread(group, metric) for group in groups)])
+    return ["Image AU-ROC by kind of anomaly", layout(rows)] if len(rows) > 1 else []
+
+
+def _beside_the_paper(done: Mapping[str, Mapping]) -> list[str]:
+    """Means over each of the paper's datasets, beside the ten methods that it reports."""
+    ours = dataset_means(done)
+    if not ours:
+        return []
+    known = [dataset for dataset in DATASETS if dataset in ours]
+    paper = json.loads(PAPER.read_text(encoding="utf-8"))["methods"]
+    rows = [["method", *known, *(["overall"] if len(known) == len(DATASETS) else [])]]
+    for method, values in paper.items():
+        areas = values["image_auroc"]
+        rows.append(
+            [f"{method} (paper)", *(f"{areas[column] / 100:.3f}" for column in rows[0][1:])]
+        )
+    means = [ours[dataset] for dataset in known]
+    rows.append(["this sweep", *(f"{value:.3f}" for value in [*means, float(np.mean(means))])])
+    rows[-1] = rows[-1][: len(rows[0])]
+    counts = ", ".join(
+        f"{sum(e['dataset'] == d for e in done.values())} of {len(DATASETS[d])} of {d}"
+        for d in known
+    )
+    return [f"Image AU-ROC, dataset means (scenarios measured: {counts})", layout(rows)]
+
+
+def dataset_means(results: Mapping[str, Mapping]) -> dict[str, float]:
+    """Mean image AU-ROC of each of the paper's datasets: over seeds, then over its scenarios."""
+    means = {}
+    for dataset in DATASETS:
+        areas = [
+            np.mean([headline(metrics)["image_auroc"] for metrics in entry["seeds"].values()])
+            for entry in results.values()
+            if entry["dataset"] == dataset and entry["seeds"]
+        ]
+        if areas:
+            means[dataset] = float(np.mean(areas))
+    return means
+
+
+def spread(runs: Sequence[Mapping[str, float]], metric: str) -> str:
+    """ "0.912 ± 0.004" (deviation with n - 1), "0.912" for one run, "-" where one lacks it."""
+    values = [run[metric] for run in runs if metric in run]
+    if len(values) < len(runs):
+        return "-"
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
+
+
+def _suffix(args: argparse.Namespace, schedule: Schedule, weights: str) -> str:
+    """What a run's folder name needs in addition where teacher or schedule are not the default.
+
+    Args:
+        args: the command's.
+        schedule: the one to train by.
+        weights: fingerprint of the teacher.
+    """
+    suffix = ""
+    if args.teacher != SHIPPED:
+        suffix += f"-teacher-{RANDOM if args.teacher == RANDOM else weights[:8]}"
+    usual = Schedule.named(args.profile)
+    if schedule.iterations != usual.iterations:
+        suffix += f"-iterations-{schedule.iterations}"
+    if schedule.autoencoder_iterations != usual.autoencoder_iterations:
+        suffix += f"-autoencoder-{schedule.autoencoder_iterations}"
+    return suffix
+
+
+def _at_least(lowest: int) -> Callable[[str], int]:
+    """A type for the command's whole numbers."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {lowest}")
+        return int(text)
+
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; exits with 1 if a scenario failed, 130 if it was interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="effad benchmark",
+        description=__doc__.splitlines()[0],
+        epilog="example: effad benchmark solar-mono tray --profile laptop --seeds 0 1 2",
+    )
+    parser.add_argument("sources", nargs="+", help="scenario names, or folders of one or several")
+    parser.add_argument("--profile", default="laptop", choices=PROFILES)
+    parser.add_argument("--size", choices=("small", "medium"), default="small")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--teacher",
+        default=SHIPPED,
+        help="a teacher.safetensors, or 'random': an untrained one; the shipped one without it",
+    )
+    parser.add_argument("--iterations", type=_at_least(1), help="instead of the profile's")
+    parser.add_argument(
+        "--autoencoder-steps",
+        type=_at_least(0),
+        help="steps of the autoencoder alone, instead of the profile's",
+    )
+    parser.add_argument("--device", help=DEVICE_HELP)
+    parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
+    parser.add_argument("--maps", type=Path, help="write anomaly maps (float32 TIFFs) into this")
+    parser.add_argument("--runs", type=Path, default=Path("build/runs"))
+    parser.add_argument("--output", type=Path, default=Path("build/results") / RESULTS)
+    args = parser.parse_args(arguments)
+    try:
+        failed = _run(args)
+    except (DataError, RunError, ValueError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+    if failed:
+        lines = [f"  {run}: {reason}" for run, reason in failed.items()]
+        sys.exit("\n".join([f"{len(failed)} of the runs FAILED:", *lines]))
+
+
+def _run(args: argparse.Namespace) -> dict[str, str]:
+    """Run the sweep, print its tables and write its file; returns what failed, with the reason."""
+    device = choose_device(args.device)
+    entries = plan(args.sources)
+    weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())
+    pretraining = open_pretraining(args.pretraining)
+    changes = {"iterations": args.iterations, "autoencoder_iterations": args.autoencoder_steps}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    schedule = Schedule.named(args.profile, **changes)
+    suffix = _suffix(args, schedule, weights)
+    print(pretraining.describe())
+    print(f"computing on {device}")
+    results = {entry.name: {"dataset": entry.dataset, "seeds": {}} for entry in entries}
+    failed: dict[str, str] = {}
+    settings = {
+        "profile": args.profile,
+        "size": args.size,
+        "seeds": args.seeds,
+        "teacher": args.teacher,
+        "teacher_weights": weights,
+        "schedule": asdict(schedule),
+    }
+
+    def write() -> None:
+        content = {"settings": settings, "scenarios": results, "failed": failed}
+        write_text(args.output, json.dumps(content, indent=1) + "\n")
+
+    output = args.output.absolute()
+    with alone(args.output, output.with_name(f".{output.name}.lock"), "--output"):
+        remove_parts(output.parent, output.name)
+        for seed in args.seeds:  # every scenario once, before any of them again
+            for entry in entries:
+                run = f"{entry.name}-{args.profile}-{args.size}-seed{seed}{suffix}"
+                try:
+                    results[entry.name]["seeds"][str(seed)] = run_one(
+                        open_scenario(entry.source),
+                        schedule,
+                        pretraining,
+                        args.runs / run,
+                        seed,
+                        args.size,
+                        args.maps,
+                        args.teacher,
+                        device,
+                    )
+                except (DataError, RunError, ValueError, OSError) as error:
+                    failed[run] = str(error)
+                    print(f"{run} FAILED: {error}", flush=True)
+                write()
+    print(f"\n{tables(results)}\n\nwritten to {args.output}")
+    return failed

@@ -1,0 +1,224 @@
+"""A detector over a test split: scores, maps, every metric of the paper's Tables 5 to 10.
+
+    effad benchmark solar-mono tray --profile laptop --seeds 0 1 2
+
+trains and evaluates scenarios over seeds and prints the paper's tables (see `benchmark`).
+Notebook 07 builds the metrics by hand.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from effad_core.datasets import Sample, Scenario, resize, to_tensor
+from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
+from effad_core.prediction import Predictor, finite_scores
+from effad_core.storage.files import write_file, write_text
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm.auto import tqdm
+
+MAPS = ("combined", "student-teacher", "autoencoder")
+KINDS = ("structural_anomalies", "logical_anomalies")  # MVTec LOCO's anomaly types
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a detector says of a scenario's test images.
+
+    Attributes:
+        name: the scenario's.
+        samples: the images, in the order of the scores.
+        scores: for each of `MAPS` the maximum of the normalised map at the detector's image
+            size, shape (n,); the combined map's is the anomaly score (Algorithm 2, line 11).
+        maps: combined anomaly maps, float32, each (H, W) at its image's own size; None if they
+            were not kept.
+    """
+
+    name: str
+    samples: tuple[Sample, ...]
+    scores: dict[str, np.ndarray]
+    maps: tuple[np.ndarray, ...] | None = None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """0 normal, 1 anomalous, shape (n,)."""
+        return np.array([sample.label for sample in self.samples])
+
+    def auroc(self) -> dict[str, float]:
+        """AU-ROC by map.
+
+        Raises:
+            ValueError: if the samples are all normal or all anomalous.
+        """
+        return {name: image_auroc(self.labels, scores) for name, scores in self.scores.items()}
+
+    def subset(self, anomaly_type: str) -> "Evaluation":
+        """The normal images and the anomalous ones of one type."""
+        keep = self._indices(anomaly_type)
+        return Evaluation(
+            self.name,
+            tuple(self.samples[index] for index in keep),
+            {name: scores[keep] for name, scores in self.scores.items()},
+            None if self.maps is None else tuple(self.maps[index] for index in keep),
+        )
+
+    def _indices(self, anomaly_type: str) -> list[int]:
+        """Of the normal images and the anomalous ones of one type."""
+        return [
+            index
+            for index, sample in enumerate(self.samples)
+            if sample.label == 0 or sample.anomaly_type == anomaly_type
+        ]
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Every metric, by group of images.
+
+        Groups: "all"; each anomaly type, evaluated with all normal images; and, for the structural
+        and logical anomalies of MVTec LOCO's layout, "mean": the mean of these two, which is the
+        number that the paper reports.
+
+        Metrics: image_auroc, the same of each map alone, image_auprc; with maps and masks those
+        of `pixel_metrics`; with saturation thresholds auspro_0.05.
+
+        Raises:
+            ValueError: if the samples are all normal or all anomalous.
+            DataError: if a mask cannot be read.
+        """
+        truth = self._truth()
+        groups = {"all": self._metrics(list(range(len(self.samples))), truth)}
+        types = sorted({sample.anomaly_type for sample in self.samples if sample.label})
+        for kind in types:
+            groups[kind] = self._metrics(self._indices(kind), truth)
+        if set(types) == set(KINDS):
+            first, second = (groups[kind] for kind in KINDS)
+            groups["mean"] = {name: (first[name] + second[name]) / 2 for name in first}
+        return groups
+
+    def _truth(self) -> list[list[tuple[np.ndarray, float]]] | None:
+        """Per image its defects; None without maps, or if an anomalous image has no mask."""
+        masked = [bool(sample.mask_paths) for sample in self.samples if sample.label]
+        if self.maps is None or not all(masked) or not masked:
+            return None
+        return [sample.load_defects() for sample in self.samples]
+
+    def _metrics(self, chosen: list[int], truth: list | None) -> dict[str, float]:
+        labels = self.labels[chosen]
+        found = {"image_auroc": image_auroc(labels, self.scores["combined"][chosen])}
+        for name in MAPS[1:]:
+            key = f"image_auroc_{name.replace('-', '_')}"
+            found[key] = image_auroc(labels, self.scores[name][chosen])
+        found["image_auprc"] = image_auprc(labels, self.scores["combined"][chosen])
+        if truth is not None:
+            maps, defects = [self.maps[i] for i in chosen], [truth[i] for i in chosen]
+            masks = [np.logical_or.reduce([m for m, _ in d]) if d else None for d in defects]
+            found |= pixel_metrics(maps, masks)
+            if any(self.samples[i].defect_kinds for i in chosen):
+                found["auspro_0.05"] = auspro(maps, defects, fpr_limit=0.05)
+        return found
+
+    def save(self, run_dir: str | os.PathLike, **details) -> dict[str, dict[str, float]]:
+        """Write metrics.json into a run's folder: metrics by group, and each image's scores.
+
+        Args:
+            run_dir: created if it does not exist.
+            details: JSON-able, written beside them.
+
+        Returns:
+            The metrics.
+        """
+        metrics = self.metrics()
+        rows = [
+            {"image": f"{sample.anomaly_type}/{sample.path.name}", "label": sample.label}
+            | {name: float(scores[index]) for name, scores in self.scores.items()}
+            for index, sample in enumerate(self.samples)
+        ]
+        content = {"scenario": self.name, **details, "metrics": metrics, "images": rows}
+        folder = Path(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / METRICS, json.dumps(content, indent=1) + "\n")
+        return metrics
+
+    def save_maps(self, folder: str | os.PathLike) -> Path:
+        """Write the maps as float32 TIFFs, in the folders that MVTec's evaluation scripts read.
+
+        Args:
+            folder: receives `<scenario>/test/<anomaly type>/<image name>.tiff`.
+
+        Returns:
+            The scenario's folder.
+
+        Raises:
+            ValueError: if the maps were not kept, or two images would share a file.
+        """
+        if self.maps is None:
+            raise ValueError("there are no maps to save: call evaluate(..., keep_maps=True)")
+        root = Path(folder) / self.name
+        paths = [root / "test" / s.anomaly_type / f"{s.path.stem}.tiff" for s in self.samples]
+        for path, count in Counter(paths).items():
+            if count > 1:
+                raise ValueError(f"{count} images would be saved as {path}; rename them")
+        for path, m in zip(paths, self.maps, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = Image.fromarray(m.astype(np.float32))
+            write_file(path, lambda part, image=image: image.save(part, format="TIFF"))
+        return root
+
+
+def evaluate(
+    detector: Predictor,
+    scenario: Scenario | Sequence[Sample],
+    precision: str | None = None,
+    batch_size: int = 8,
+    keep_maps: bool | None = None,
+    device: str | torch.device | None = None,
+) -> Evaluation:
+    """Score a scenario's test images (Algorithm 2).
+
+    Args:
+        detector: trained, as it is or prepared.
+        scenario: its test images are scored; or the samples themselves, for a part of them.
+        precision: as in `EfficientAD.anomaly_maps`.
+        batch_size: images that go through the networks at once.
+        keep_maps: keep the combined maps at the images' own sizes, 4 bytes a pixel; None keeps
+            them if there are masks to compare them with.
+        device: where the detector computes, now and afterwards; None takes the GPU where there is
+            one. A prepared detector stays where it was prepared for.
+
+    Raises:
+        DataError: for an image that cannot be read.
+        ValueError: if there are no samples, the detector has no quantiles, or the map of an image,
+            which is named, is not finite.
+    """
+    whole = isinstance(scenario, Scenario)
+    samples = tuple(scenario.test if whole else scenario)
+    if not samples:
+        raise ValueError("no samples to evaluate: the scenario has no test images")
+    detector.use_device(device)
+    if keep_maps is None:
+        keep_maps = any(sample.mask_paths for sample in samples)
+    scores, maps = {name: [] for name in MAPS}, []
+    starts = range(0, len(samples), batch_size)
+    for start in tqdm(starts, desc="evaluating", leave=False):
+        images = [sample.load() for sample in samples[start : start + batch_size]]
+        batch = torch.stack([to_tensor(resize(image, detector.image_size)) for image in images])
+        maps_of_batch = detector.combined_maps(batch, precision)
+        names = [str(sample.path) for sample in samples[start : start + batch_size]]
+        for name, column in zip(MAPS, finite_scores(maps_of_batch, names).T, strict=True):
+            scores[name].append(column.cpu().numpy())  # Algorithm 2, line 11
+        for image, m in zip(images, maps_of_batch[:, 0], strict=True) if keep_maps else ():
+            own = F.interpolate(m[None, None], size=(image.height, image.width), mode="bilinear")
+            maps.append(own[0, 0].cpu().numpy())
+    return Evaluation(
+        scenario.name if whole else "samples",
+        samples,
+        {name: np.concatenate(parts) for name, parts in scores.items()},
+        tuple(maps) if keep_maps else None,
+    )

@@ -1,0 +1,317 @@
+"""`effad benchmark` resumes, skips nothing silently, and prints the numbers of its runs."""
+
+import json
+import shutil
+
+from effad_core import EfficientAD, PatchDescriptionNetwork, Schedule
+from effad_core.datasets import DATASETS
+from effad_core.distillation.algorithm import save_teacher
+from effad_core.errors import DataError
+from effad_core.evaluation import benchmark
+from effad_core.storage.weights import fingerprint
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+def scenario_folder(folder, drawn):
+    """Three training images, a good test image and one with a white corner."""
+    for name, images in (("train/good", drawn[:3]), ("test/good", drawn[3:5])):
+        (folder / name).mkdir(parents=True)
+        for path in images:
+            shutil.copy(path, folder / name)
+    (folder / "test" / "spot").mkdir()
+    for path in drawn[5:7]:
+        image = np.array(Image.open(path))
+        image[:80, :80] = 255
+        Image.fromarray(image).save(folder / "test" / "spot" / path.name)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path, drawn):
+    for name in ("bolt", "clip"):
+        scenario_folder(tmp_path / "parts" / name, drawn)
+    return tmp_path / "parts"
+
+
+@pytest.fixture
+def run(narrow, monkeypatch, tmp_path, capsys):
+    """The command under the profile smoke, on narrow networks; returns its output and file."""
+
+    class Narrow(EfficientAD):
+        def __init__(self, size):
+            super().__init__(size, out_channels=8)
+
+        def load_teacher(self, path=None):
+            return narrow() if path is None else super().load_teacher(path)
+
+    monkeypatch.setattr(benchmark, "EfficientAD", Narrow)
+
+    def call(*arguments, fails=False):
+        output = tmp_path / "results.json"
+        options = ["--profile", "smoke", "--runs", tmp_path / "runs", "--output", output]
+        code = None
+        try:
+            benchmark.main([str(part) for part in (*arguments, *options)])
+        except SystemExit as error:
+            code = error.code
+        assert bool(code) == fails, code
+        content = json.loads(output.read_text()) if output.exists() else None
+        return capsys.readouterr().out, content, code
+
+    return call
+
+
+def test_a_sweep_resumes_and_repeats_nothing(dataset, run, monkeypatch, tmp_path):
+    text, content, _ = run(dataset, "--seeds", 0, 1)
+    scenarios = content["scenarios"]
+    assert list(scenarios) == ["bolt", "clip"] and content["failed"] == {}
+    assert scenarios["bolt"]["dataset"] == "parts"
+    for name, entry in scenarios.items():
+        assert list(entry["seeds"]) == ["0", "1"]
+        for seed, metrics in entry["seeds"].items():
+            written = tmp_path / "runs" / f"{name}-smoke-small-seed{seed}" / "metrics.json"
+            assert json.loads(written.read_text())["metrics"] == metrics
+            assert set(metrics) == {"all", "spot"}
+        areas = [m["all"]["image_auroc"] for m in entry["seeds"].values()]
+        row = next(line for line in text.splitlines() if line.startswith(f"{name} "))
+        assert f"{np.mean(areas):.3f} ± {np.std(areas, ddof=1):.3f}" in row
+
+    def forbidden(*_):
+        raise AssertionError("evaluated again")
+
+    monkeypatch.setattr(benchmark, "evaluate", forbidden)
+    again_text, again, _ = run(dataset, "--seeds", 0, 1)
+    assert again == content and again_text.count("evaluated before") == 4
+
+
+def test_other_test_images_or_a_damaged_file_are_evaluated_again(dataset, run, tmp_path):
+    run(dataset / "bolt", "--seeds", 0)
+    metrics = tmp_path / "runs" / "bolt-smoke-small-seed0" / "metrics.json"
+    (dataset / "bolt" / "test" / "spot" / "5.png").unlink()
+    text, second, _ = run(dataset / "bolt", "--seeds", 0)
+    assert "evaluated before" not in text
+    assert len(json.loads(metrics.read_text())["images"]) == 3
+    metrics.write_text(metrics.read_text()[:100])
+    text, third, _ = run(dataset / "bolt", "--seeds", 0)
+    assert "metrics.json is damaged and is written anew" in text and third == second
+
+
+def test_maps_on_request_also_of_a_run_that_was_evaluated_before(dataset, run, tmp_path):
+    _, first, _ = run(dataset / "bolt", "--seeds", 0)
+    _, second, _ = run(dataset / "bolt", "--seeds", 0, "--maps", tmp_path / "maps")
+    assert first == second
+    folder = tmp_path / "maps" / "bolt-smoke-small-seed0" / "bolt" / "test"
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tiff"))
+    assert found == ["good/3.tiff", "good/4.tiff", "spot/5.tiff", "spot/6.tiff"]
+    with Image.open(folder / found[0]) as m:
+        assert m.size == (280, 264) and m.mode == "F"
+
+
+def test_what_fails_is_named_and_the_rest_is_done(dataset, run):
+    broken = dataset / "bolt" / "test" / "spot" / "5.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    text, content, code = run(dataset, "--seeds", 0, fails=True)
+    assert "1 of the runs FAILED" in code and "5.png cannot be read" in code
+    assert content["failed"].keys() == {"bolt-smoke-small-seed0"}
+    assert content["scenarios"]["bolt"]["seeds"] == {}
+    assert content["scenarios"]["clip"]["seeds"].keys() == {"0"}
+    assert "clip" in text
+
+
+def test_an_interrupted_sweep_goes_on(dataset, run, monkeypatch):
+    calls, train = [], benchmark.train
+
+    def pressed(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(benchmark, "train", pressed)
+    _, content, code = run(dataset, "--seeds", 0, fails=True)
+    assert code == 130
+    assert [len(entry["seeds"]) for entry in content["scenarios"].values()] == [1, 0]
+    text, content, _ = run(dataset, "--seeds", 0)
+    assert [len(entry["seeds"]) for entry in content["scenarios"].values()] == [1, 1]
+    assert text.count("evaluated before") == 1
+
+
+def test_sources_are_names_folders_and_datasets(dataset):
+    entries = benchmark.plan(["solar-mono", str(dataset), "tray"])
+    assert [(e.dataset, e.name) for e in entries] == [
+        ("solar-mono", "solar-mono"), ("parts", "bolt"), ("parts", "clip"), ("tray", "tray")
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="two scenarios are called bolt"):
+        benchmark.plan([str(dataset), str(dataset / "bolt")])
+
+
+def test_a_wrong_source_is_one_sentence(run):
+    _, content, code = run("no-such-folder", fails=True)
+    assert "no-such-folder" in code and content is None
+
+
+def folders(tmp_path):
+    return sorted(path.name for path in (tmp_path / "runs").iterdir())
+
+
+def test_each_teacher_has_its_own_runs(dataset, run, narrow, tmp_path):
+    saved = {}
+    for seed in (1, 2):
+        weights = narrow(seed).teacher.half().float()
+        save_teacher(tmp_path / f"{seed}.safetensors", weights, {"seed": seed})
+        saved[seed] = fingerprint(weights.state_dict())
+    found = {}
+    for teacher in (None, "random", *(tmp_path / f"{seed}.safetensors" for seed in saved)):
+        options = () if teacher is None else ("--teacher", teacher)
+        text, content, _ = run(dataset / "bolt", "--seeds", 0, *options)
+        assert "evaluated before" not in text
+        found[content["settings"]["teacher"]] = content["settings"]["teacher_weights"]
+    paths = [str(tmp_path / f"{seed}.safetensors") for seed in saved]
+    assert list(found) == ["shipped", "random", *paths]
+    assert [found[path] for path in paths] == list(saved.values())
+    run_name = "bolt-smoke-small-seed0"
+    suffixes = ["", "-teacher-random", *(f"-teacher-{digits[:8]}" for digits in saved.values())]
+    assert folders(tmp_path) == sorted(run_name + suffix for suffix in suffixes)
+    for suffix, digits in zip(suffixes, found.values(), strict=True):
+        trained = EfficientAD.load(tmp_path / "runs" / (run_name + suffix) / benchmark.DETECTOR)
+        assert fingerprint(trained.teacher.state_dict()) == digits
+        assert trained.card["training"]["teacher_weights"] == digits
+    assert trained.card["teacher"] == {"seed": 2}
+    text, _, _ = run(dataset / "bolt", "--seeds", 0, "--teacher", paths[1])
+    assert "evaluated before" in text and len(folders(tmp_path)) == 4
+
+
+def test_the_untrained_teacher_is_the_same_for_every_seed():
+    torch.manual_seed(0)
+    expected = PatchDescriptionNetwork("small").state_dict()
+    for seed in (3, 4):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        ad = benchmark.new_detector("small", "random")
+        assert torch.equal(torch.get_rng_state(), state)
+        assert fingerprint(ad.teacher.state_dict()) == fingerprint(expected)
+        assert ad.card["teacher"] == "random"
+
+
+def test_a_short_schedule_has_its_own_runs(dataset, run, tmp_path):
+    usual = Schedule.named("smoke")
+    options = [
+        (),
+        ("--iterations", usual.iterations),  # no change, no other folder
+        ("--iterations", 2),
+        ("--autoencoder-steps", 0),
+        ("--iterations", 2, "--autoencoder-steps", 1),
+    ]
+    recorded = []
+    for changes in options:
+        _, content, _ = run(dataset / "bolt", "--seeds", 0, *changes)
+        recorded.append(content["settings"]["schedule"])
+    steps = [(entry["autoencoder_iterations"], entry["iterations"]) for entry in recorded]
+    assert steps == [(2, 4), (2, 4), (2, 2), (0, 4), (1, 2)]
+    assert folders(tmp_path) == [
+        "bolt-smoke-small-seed0",
+        "bolt-smoke-small-seed0-autoencoder-0",
+        "bolt-smoke-small-seed0-iterations-2",
+        "bolt-smoke-small-seed0-iterations-2-autoencoder-1",
+    ]
+    lines = (tmp_path / "runs" / folders(tmp_path)[3] / "log.csv").read_text().splitlines()
+    assert lines[-1].startswith("3,")  # one step of the autoencoder alone, two of both
+
+
+@pytest.mark.parametrize("wrong", [("--iterations", 0), ("--autoencoder-steps", -1),
+                                   ("--iterations", "many")])  # fmt: skip
+def test_a_schedule_that_cannot_be(dataset, run, wrong):
+    _, content, code = run(dataset, *wrong, fails=True)
+    assert code == 2 and content is None
+
+
+def test_a_teacher_that_is_none_is_one_sentence(dataset, run, drawn, narrow, tmp_path):
+    save_teacher(tmp_path / "wide.safetensors", narrow(out_channels=9).teacher, {})
+    narrow().save(tmp_path / "detector.safetensors")
+    for path, text in (
+        (tmp_path / "absent.safetensors", "there is no teacher"),
+        (drawn[0], "is not a whole safetensors file"),
+        (tmp_path / "detector.safetensors", "not a teacher"),
+        (tmp_path / "wide.safetensors", "is of another architecture"),
+    ):
+        _, content, code = run(dataset, "--teacher", path, fails=True)
+        assert content is None and text in code and str(path) in code and "\n" not in code
+
+
+def seeds(*areas, **groups):
+    """Metrics of one scenario, a seed for each area."""
+    return {str(i): {"all": {"image_auroc": a}, **groups} for i, a in enumerate(areas)}
+
+
+def test_means_over_seeds_then_over_scenarios():
+    results = {
+        "bottle": {"dataset": "mvtec-ad", "seeds": seeds(0.9, 1.0)},
+        "cable": {"dataset": "mvtec-ad", "seeds": seeds(0.75)},
+        "candle": {"dataset": "visa", "seeds": seeds(0.5)},
+        "mine": {"dataset": "mine", "seeds": seeds(0.1)},
+        "pill": {"dataset": "mvtec-ad", "seeds": {}},
+    }
+    assert benchmark.dataset_means(results) == pytest.approx({"mvtec-ad": 0.85, "visa": 0.5})
+    text = benchmark.tables(results)
+    assert "2 of 15 of mvtec-ad, 1 of 12 of visa" in text
+    last = text.splitlines()[-1].split()
+    assert last == ["this", "sweep", "0.850", "0.500"]
+    assert "EfficientAD-S (paper)" in text and "overall" not in text
+
+
+def test_all_three_datasets_have_an_overall_mean():
+    results = {
+        d: {"dataset": d, "seeds": seeds(a)} for d, a in zip(DATASETS, (0.9, 0.6, 0.3), strict=True)
+    }
+    lines = benchmark.tables(results).splitlines()
+    assert lines[-1].split() == ["this", "sweep", "0.900", "0.600", "0.300", "0.600"]
+    ours = next(line for line in lines if line.startswith("EfficientAD-M"))
+    assert ours.split() == ["EfficientAD-M", "(paper)", "0.991", "0.907", "0.981", "0.960"]
+
+
+def test_loco_shows_both_kinds_and_counts_their_mean():
+    names = ("image_auroc", "image_auroc_student_teacher", "image_auroc_autoencoder")
+    groups = {
+        "structural_anomalies": dict(zip(names, (0.9, 0.8, 0.7), strict=True)),
+        "logical_anomalies": dict(zip(names, (0.5, 0.4, 0.6), strict=True)),
+        "mean": dict(zip(names, (0.7, 0.6, 0.65), strict=True)),
+    }
+    results = {"splicing_connectors": {"dataset": "mvtec-loco", "seeds": seeds(0.99, **groups)}}
+    assert benchmark.dataset_means(results) == {"mvtec-loco": 0.7}
+    text = benchmark.tables(results)
+    rows = [line.split() for line in text.splitlines() if line.startswith("splicing")]
+    assert rows[1:] == [
+        ["splicing_connectors", "combined", "0.900", "0.500", "0.700"],
+        ["splicing_connectors", "S-T", "alone", "0.800", "0.400", "0.600"],
+        ["splicing_connectors", "AE", "alone", "0.700", "0.600", "0.650"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [([0.5], "0.500"), ([0.5, 0.7], "0.600 ± 0.141"), ([0.5, None], "-")],
+)
+def test_spread(values, shown):
+    runs = [{} if value is None else {"m": value} for value in values]
+    assert benchmark.spread(runs, "m") == shown
+
+
+def test_nothing_measured():
+    assert benchmark.tables({"a": {"dataset": "a", "seeds": {}}}) == "nothing was measured"
+
+
+def test_the_papers_figures_fit_one_another():
+    """Its overall mean is that of its three datasets, LOCO's that of its two kinds."""
+    content = json.loads(benchmark.PAPER.read_text(encoding="utf-8"))
+    assert len(content["methods"]) == 10 and "WACV 2024" in content["source"]
+    for name, values in content["methods"].items():
+        areas = values["image_auroc"]
+        assert np.mean([areas[d] for d in DATASETS]) == pytest.approx(
+            areas["overall"], abs=0.051
+        ), name
+        both = (areas["structural"] + areas["logical"]) / 2
+        assert both == pytest.approx(areas["mvtec-loco"], abs=0.101), name

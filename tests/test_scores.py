@@ -1,0 +1,168 @@
+"""Scores are those of `predict`; metrics by group are those of independent references."""
+
+import json
+from dataclasses import replace
+
+from effad_core.datasets import DefectKind, Sample
+from effad_core.errors import DataError
+from effad_core.evaluation.scores import MAPS, Evaluation, evaluate
+from effad_core.metrics import aupro, auspro
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_scores_and_maps_are_those_of_predict(narrow, drawn, batch_size):
+    ad = narrow()
+    samples = [Sample(path, i % 2, "x") for i, path in enumerate(drawn[:3])]
+    result = evaluate(ad, samples, precision="float32", batch_size=batch_size, keep_maps=True)
+    assert result.labels.tolist() == [0, 1, 0] and result.samples == tuple(samples)
+    single = [ad.predict(path) for path in drawn[:3]]
+    expected = [p.score for p in single]
+    np.testing.assert_allclose(result.scores["combined"], expected, rtol=1e-5)
+    assert len(set(expected)) == 3
+    for m, prediction in zip(result.maps, single, strict=True):
+        assert m.shape == (264, 280) and m.dtype == np.float32
+        np.testing.assert_allclose(m, prediction.map, rtol=1e-4, atol=1e-5)
+    for name, scores in result.scores.items():
+        assert result.auroc()[name] == roc_auc_score([0, 1, 0], scores)
+
+
+def test_each_map_has_its_own_score(narrow, drawn):
+    ad = narrow()
+    result = evaluate(ad, [Sample(drawn[0], 0, "good")], precision="float32")
+    ad.quantiles[2:] += 10  # only the autoencoder's map changes
+    moved = evaluate(ad, [Sample(drawn[0], 0, "good")], precision="float32")
+    assert moved.scores["student-teacher"] == result.scores["student-teacher"]
+    assert moved.scores["autoencoder"] < result.scores["autoencoder"]
+    assert moved.scores["combined"] < result.scores["combined"]
+    assert result.maps is None  # without masks nothing to compare a map with
+
+
+def test_a_scenario_is_scored_on_its_test_images(narrow, scenario, drawn):
+    test = (Sample(drawn[6], 0, "good"), Sample(drawn[7], 1, "spot"))
+    result = evaluate(narrow(), replace(scenario, test=test), precision="float32")
+    assert result.name == "drawn" and result.samples == test
+
+
+def test_refused(narrow, drawn, scenario):
+    with pytest.raises(ValueError, match="no test images"):
+        evaluate(narrow(), [])
+    with pytest.raises(ValueError, match="one class"):
+        evaluate(narrow(), [Sample(drawn[0], 0, "good")]).auroc()
+    with pytest.raises(DataError, match="absent.png does not exist"):
+        evaluate(narrow(), scenario)
+
+
+KINDS = (DefectKind("hole", 255, 1.0, True), DefectKind("missing", 254, 4.0, False))
+
+
+@pytest.fixture
+def loco(tmp_path):
+    """Two good images, two with a structural and two with a logical anomaly, 12x16 pixels."""
+    rng = np.random.default_rng(0)
+    types = ["good"] * 2 + ["structural_anomalies"] * 2 + ["logical_anomalies"] * 2
+    samples, maps = [], []
+    for index, kind in enumerate(types):
+        path = tmp_path / kind / f"{index:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).save(path)
+        masks = []
+        for number in range(0 if kind == "good" else 2):
+            mask = np.zeros((12, 16), np.uint8)
+            row, column = rng.integers(0, 8, 2)
+            value = 255 if kind == "structural_anomalies" else 254
+            mask[row : row + 3, column : column + 4] = value
+            masks.append(tmp_path / kind / f"{index:03}_{number}.png")
+            Image.fromarray(mask).save(masks[-1])
+        samples.append(Sample(path, int(kind != "good"), kind, tuple(masks), KINDS))
+        maps.append(rng.integers(0, 30, (12, 16)).astype(np.float32))
+    scores = {name: rng.integers(0, 5, 6).astype(float) for name in MAPS}
+    return Evaluation("loco", tuple(samples), scores, tuple(maps))
+
+
+def test_metrics_by_group(loco):
+    metrics = loco.metrics()
+    assert list(metrics) == ["all", "logical_anomalies", "structural_anomalies", "mean"]
+    chosen = {
+        "all": range(6),
+        "structural_anomalies": (0, 1, 2, 3),
+        "logical_anomalies": (0, 1, 4, 5),
+    }
+    for group, indices in chosen.items():
+        indices, found = list(indices), metrics[group]
+        labels = [loco.samples[i].label for i in indices]
+        for name, key in zip(MAPS, ("", "_student_teacher", "_autoencoder"), strict=True):
+            area = roc_auc_score(labels, loco.scores[name][indices])
+            assert found[f"image_auroc{key}"] == pytest.approx(area)
+        precision = average_precision_score(labels, loco.scores["combined"][indices])
+        assert found["image_auprc"] == pytest.approx(precision)
+        pixels = np.concatenate([loco.maps[i].ravel() for i in indices])
+        masks = [loco.samples[i].load_mask() for i in indices]
+        truth = [np.zeros((12, 16), bool) if m is None else m for m in masks]
+        area = roc_auc_score(np.concatenate([m.ravel() for m in truth]), pixels)
+        assert found["pixel_auroc_1"] == pytest.approx(area)
+        maps = [loco.maps[i] for i in indices]
+        assert found["aupro_0.3"] == pytest.approx(aupro(maps, masks, 0.3))
+        defects = [loco.samples[i].load_defects() for i in indices]
+        assert found["auspro_0.05"] == pytest.approx(auspro(maps, defects, 0.05))
+    for name, value in metrics["mean"].items():
+        halves = [metrics[kind][name] for kind in ("structural_anomalies", "logical_anomalies")]
+        assert value == pytest.approx(sum(halves) / 2)
+
+
+def test_saturation_areas_reach_the_metric(loco):
+    before = loco.metrics()
+    kinds = (KINDS[0], replace(KINDS[1], saturation_threshold=12.0))
+    stricter = replace(loco, samples=tuple(replace(s, defect_kinds=kinds) for s in loco.samples))
+    after = stricter.metrics()
+    assert after["logical_anomalies"]["auspro_0.05"] < before["logical_anomalies"]["auspro_0.05"]
+    assert after["structural_anomalies"] == before["structural_anomalies"]
+
+
+def test_only_locos_two_kinds_have_a_mean_and_masks_make_pixel_metrics(loco):
+    other = [replace(s, anomaly_type="crack") if s.label else s for s in loco.samples]
+    metrics = replace(loco, samples=tuple(other)).metrics()
+    assert list(metrics) == ["all", "crack"] and metrics["all"] == metrics["crack"]
+    unmasked = replace(loco, samples=(*loco.samples[:5], replace(loco.samples[5], mask_paths=())))
+    for partial in (unmasked, replace(loco, maps=None)):
+        assert not any("pro" in name or "pixel" in name for name in partial.metrics()["all"])
+    no_kinds = replace(loco, samples=tuple(replace(s, defect_kinds=()) for s in loco.samples))
+    assert "auspro_0.05" not in no_kinds.metrics()["all"]
+
+
+def test_subset_keeps_scores_and_maps_together(loco):
+    half = loco.subset("logical_anomalies")
+    assert half.samples == (*loco.samples[:2], *loco.samples[4:])
+    assert [m.tolist() for m in half.maps] == [loco.maps[i].tolist() for i in (0, 1, 4, 5)]
+    np.testing.assert_array_equal(half.scores["combined"], loco.scores["combined"][[0, 1, 4, 5]])
+
+
+def test_metrics_json(loco, tmp_path):
+    metrics = loco.save(tmp_path / "run", seed=3)
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert content["metrics"] == metrics == loco.metrics() and content["seed"] == 3
+    assert [row["image"] for row in content["images"]][:3] == [
+        "good/000.png", "good/001.png", "structural_anomalies/002.png"
+    ]  # fmt: skip
+    assert [row["combined"] for row in content["images"]] == loco.scores["combined"].tolist()
+
+
+def test_maps_as_tiffs_for_mvtecs_scripts(loco, tmp_path):
+    from tifffile import imread
+
+    folder = loco.save_maps(tmp_path / "maps")
+    assert folder == tmp_path / "maps" / "loco"
+    for sample, m in zip(loco.samples, loco.maps, strict=True):
+        read = imread(folder / "test" / sample.anomaly_type / f"{sample.path.stem}.tiff")
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, m)
+    with pytest.raises(ValueError, match="no maps to save"):
+        replace(loco, maps=None).save_maps(tmp_path)
+    twice = replace(loco, samples=(loco.samples[0], *loco.samples[:5]))
+    with pytest.raises(ValueError, match=r"2 images would be saved as .*000.tiff; rename"):
+        twice.save_maps(tmp_path / "twice")
+    assert not (tmp_path / "twice").exists()
