@@ -36,8 +36,7 @@ from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.deployment.prepared import prepare
 from effad_core.distillation.algorithm import make_optimizers
 from effad_core.distillation.pairs import Pairs
-from effad_core.evaluation.costs import count
-from effad_core.evaluation.costs.regression import EfficientAD as CountedNetworks
+from effad_core.evaluation.costs import count, efficientad
 from effad_core.evaluation.timing import (
     PAPER_GPU,
     machine,
@@ -82,11 +81,11 @@ def rate_of_products(device: torch.device, side: int) -> float:
 
 def inference(device: torch.device, size: str, rate: float, options: dict) -> None:
     """Latency and throughput of one size, as written and compiled."""
-    flops = count(lambda: CountedNetworks(size), 256)[1]
+    flops = count(partial(efficientad, size), 256)[1]
     paper = paper_timings()[NAMES[size]]
     for compiled in (False, True) if device.type == "cuda" else (False,):
         try:
-            prepared = prepare(untrained_detector(size), device, compile=compiled)
+            prepared = prepare(untrained_detector(size), device, "auto", compiled)
             timing = measure(prepared, NAMES[size], **options)
         except Exception as error:  # what a compiler raises must not end the rest
             say(f"{NAMES[size]}, compiled: failed ({type(error).__name__}: {str(error)[:200]})")

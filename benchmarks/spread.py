@@ -12,6 +12,7 @@ compares the AU-ROCs. tests/README.md holds what was printed, and what the toler
 """
 
 import argparse
+import copy
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -113,11 +114,18 @@ def ways(detector: EfficientAD) -> Iterator[tuple[str, Callable[[Tensor], Tensor
     yield "2 threads", lambda x: threads(2, x)
     yield "one by one", lambda x: torch.cat([detector.combined_maps(i[None])[:, 0] for i in x])
     for precision in ("float32-winograd", "bfloat16"):
-        yield precision, lambda x, p=precision: detector.combined_maps(x, p)[:, 0]
+        yield precision, lambda x, p=precision: computed_in(p, detector).combined_maps(x)[:, 0]
     for precision in ("float32", "float32-winograd", "bfloat16"):
         prepared = prepare(detector, precision=precision)
         yield f"prepared, {precision}", lambda x, p=prepared: p.combined_maps(x)[:, 0]
     yield "ONNX", lambda x: through_onnx(detector, x)
+
+
+def computed_in(precision: str, detector: EfficientAD) -> EfficientAD:
+    """A copy that computes in another precision."""
+    other = copy.deepcopy(detector)
+    other.precision = precision
+    return other
 
 
 def through_onnx(detector: EfficientAD, images: Tensor) -> Tensor:
@@ -149,12 +157,12 @@ def precision_table(detector: EfficientAD, scenario: Scenario) -> None:
     """Print the image AU-ROC of a trained detector in each precision, as it is and prepared."""
     print(f"{len(scenario.test)} test images")
     print(f"{'image AU-ROC':<30}{'combined':>9}{'S-T':>9}{'AE':>9}{'largest difference':>20}")
-    ways = {p: (detector, p) for p in ("float32", "float32-winograd", "bfloat16")}
-    for p in (*ways, "float16"):
-        ways[f"prepared, {p}"] = (prepare(detector, precision=p), p)
+    formats = ("float32", "float32-winograd", "bfloat16")
+    ways = {p: computed_in(p, detector) for p in formats}
+    ways |= {f"prepared, {p}": prepare(detector, precision=p) for p in (*formats, "float16")}
     first = None
-    for name, (way, precision) in ways.items():
-        areas = evaluate(way, scenario, precision, keep_maps=False).auroc()
+    for name, way in ways.items():
+        areas = evaluate(way, scenario, keep_maps=False).auroc()
         first = first or areas
         moves = max(abs(areas[m] - first[m]) for m in MAPS)
         columns = "".join(f"{areas[m]:>9.4f}" for m in MAPS)

@@ -9,7 +9,12 @@ from numbers import Integral
 from pathlib import Path
 
 from effad_core.acceleration.devices import choose_device
-from effad_core.acceleration.precision import PRECISIONS, computing_in, resolve_precision
+from effad_core.acceleration.precision import (
+    PRECISIONS,
+    computing_in,
+    number_format,
+    resolve_precision,
+)
 from effad_core.datasets.transforms import normalise
 from effad_core.errors import RunError
 from effad_core.networks import (
@@ -56,8 +61,9 @@ class EfficientAD(nn.Module, Predictor):
             are anomalous, with what is known of them; None until you choose them. New quantiles
             take them away.
         threshold, pixel_threshold: the numbers themselves, to be read or set by hand.
-        precision: in which it computes unless told otherwise, saved with the weights: "float32", or
-            what it was trained in.
+        precision: in which it computes, saved with the weights: "float32", "float32-winograd" or
+            "bfloat16"; `train` sets what it trained in. Set it before you look for thresholds:
+            another number format takes them away, for they hold in the one they were found in.
         card: provenance of the teacher and the training, JSON-able, saved with the weights.
 
     Raises:
@@ -86,13 +92,24 @@ class EfficientAD(nn.Module, Predictor):
         self.register_buffer("sigma", torch.ones(out_channels, 1, 1))
         self.register_buffer("quantiles", torch.full((4,), torch.nan))
         self.operating_point = self.pixel_operating_point = None
-        self.precision = "float32"
+        self._precision = "float32"
         self.card: dict = {"teacher": "random"}
         self.eval()
 
     @property
     def device(self) -> torch.device:
         return self.mu.device
+
+    @property
+    def precision(self) -> str:
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: str) -> None:
+        precision = resolve_precision(precision, self.device, size=self.size)
+        if number_format(precision) != number_format(self._precision):
+            self.operating_point = self.pixel_operating_point = None
+        self._precision = precision
 
     def use_device(self, device: str | torch.device | None = None) -> None:
         self.to(choose_device(device, now=self.device))
@@ -141,18 +158,16 @@ class EfficientAD(nn.Module, Predictor):
         return d_st, d_stae
 
     @torch.inference_mode()
-    def anomaly_maps(self, images: Tensor, precision: str | None = None) -> tuple[Tensor, Tensor]:
+    def anomaly_maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The raw maps M_ST and M_AE at the detector's image size, before normalisation.
 
         Args:
             images: uint8, shape (N, 3, H, W), already at image_size.
-            precision: one of `resolve_precision`'s; None takes the detector's own.
 
         Returns:
             Two float32 tensors of shape (N, H, W).
         """
-        precision = resolve_precision(precision or self.precision, self.device, size=self.size)
-        with computing_in(precision, self.device):
+        with computing_in(self.precision, self.device):
             images = images.to(self.device).contiguous(memory_format=torch.channels_last)
             differences = self.squared_differences(images)
         return tuple(  # Algorithm 1, lines 54-55; Algorithm 2, lines 6-7
@@ -181,15 +196,12 @@ class EfficientAD(nn.Module, Predictor):
             0.1 * (m_ae - qa_ae) / (qb_ae - qa_ae),
         )
 
-    def find_quantiles(
-        self, batches: Iterable[Tensor], count: int, precision: str | None = None
-    ) -> None:
+    def find_quantiles(self, batches: Iterable[Tensor], count: int) -> None:
         """Set the quantiles from validation images (Algorithm 1, lines 47-60).
 
         Args:
             batches: uint8 images at image_size, each (N, 3, H, W).
             count: number of images in all batches together.
-            precision: as in `anomaly_maps`.
 
         Raises:
             ValueError: for no images, NaN maps, or a map whose two quantiles are equal.
@@ -197,7 +209,7 @@ class EfficientAD(nn.Module, Predictor):
         total = count * self.image_size[0] * self.image_size[1]
         streams = [StreamQuantiles(total, QUANTILES) for _ in range(2)]  # Algorithm 1, line 47
         for batch in batches:  # Algorithm 1, line 48
-            for stream, m in zip(streams, self.anomaly_maps(batch, precision), strict=True):
+            for stream, m in zip(streams, self.anomaly_maps(batch), strict=True):
                 stream.add(m.cpu().numpy())  # Algorithm 1, lines 56-57
         found = torch.tensor([stream.result() for stream in streams])  # Algorithm 1, lines 59-60
         for name, (q_a, q_b) in zip(("student-teacher", "autoencoder"), found, strict=True):
@@ -212,14 +224,14 @@ class EfficientAD(nn.Module, Predictor):
     # --- Algorithm 2 ---------------------------------------------------------------------------
 
     def forward(self, images: Tensor) -> Tensor:
-        """The three maps of images: as `combined_maps`, in the detector's precision."""
+        """The three maps of images: as `combined_maps`."""
         return self.combined_maps(images)
 
-    def combined_maps(self, images: Tensor, precision: str | None = None) -> Tensor:
+    def combined_maps(self, images: Tensor) -> Tensor:
         """M and the two normalised maps that it is the mean of (Algorithm 2, lines 1-10).
 
         Args:
-            images, precision: as in `anomaly_maps`.
+            images: as in `anomaly_maps`.
 
         Returns:
             float32, shape (N, 3, H, W): combined, student-teacher, autoencoder.
@@ -227,7 +239,7 @@ class EfficientAD(nn.Module, Predictor):
         Raises:
             ValueError: as `normalise_maps`.
         """
-        m_st, m_ae = self.normalise_maps(*self.anomaly_maps(images, precision))
+        m_st, m_ae = self.normalise_maps(*self.anomaly_maps(images))
         m = 0.5 * m_st + 0.5 * m_ae  # Algorithm 2, line 10
         return torch.stack([m, m_st, m_ae], dim=1)
 
@@ -270,9 +282,9 @@ class EfficientAD(nn.Module, Predictor):
         try:
             names = ("size", "padding", "image_size", "out_channels")
             detector = cls(**{name: header.get(name) for name in names})
+            if header["precision"] not in PRECISIONS[1:]:  # "auto" is none to have
+                raise ValueError(f"the precision {header['precision']!r} is unknown")
             detector.precision = header["precision"]
-            if detector.precision not in PRECISIONS[1:]:  # "auto" is no precision to have
-                raise ValueError(f"the precision {detector.precision!r} is unknown")
             points = header["operating_points"]
             for name in points.keys() & POINTS.keys():
                 setattr(detector, POINTS[name], OperatingPoint.from_dict(points[name]))

@@ -1,18 +1,23 @@
 """From images to verdicts: the last lines of Algorithm 2, for whatever computes the maps."""
 
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.transforms import resize, to_tensor
+from effad_core.errors import DataError
 from effad_core.thresholds import OperatingPoint
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+
+BATCH_PIXELS = 2**24  # a batch is full with these, however few images they are
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,8 @@ class Prediction:
         ae_map: the normalised autoencoder map.
         threshold: the detector's for scores; None if it has none.
         pixel_threshold: the detector's for maps; None if it has none.
+        st_score, ae_score: the maxima of the two other maps before they are resized; NaN if they
+            are unknown.
     """
 
     map: np.ndarray
@@ -34,6 +41,8 @@ class Prediction:
     ae_map: np.ndarray
     threshold: float | None = None
     pixel_threshold: float | None = None
+    st_score: float = math.nan
+    ae_score: float = math.nan
 
     @property
     def is_anomalous(self) -> bool:
@@ -148,26 +157,22 @@ class Predictor(ABC):
         """
 
     @abstractmethod
-    def combined_maps(self, images: Tensor, precision: str | None = None) -> Tensor:
+    def combined_maps(self, images: Tensor) -> Tensor:
         """Combined, student-teacher and autoencoder map, (N, 3, H, W), of uint8 (N, 3, H, W)."""
 
     def predict(
-        self,
-        image: ImageLike | Sequence[ImageLike],
-        precision: str | None = None,
-        batch_size: int = 8,
+        self, image: ImageLike | Sequence[ImageLike], batch_size: int = 8
     ) -> Prediction | list[Prediction]:
         """Anomaly map and score of an image, or of each image of a sequence (Algorithm 2).
 
         Args:
             image: a path, a PIL image, a uint8 array (H, W, 3) or (H, W), or a sequence of these;
                 an array (N, H, W, 3) is a sequence.
-            precision: one of `resolve_precision`'s; None takes the predictor's own, in which its
-                thresholds were found.
             batch_size: images that go through the networks at once.
 
         Returns:
-            A `Prediction`, or a list of them in the order of the sequence.
+            A `Prediction`, or a list of them in the order of the sequence. For very many images,
+            `stream` keeps only a batch in memory.
 
         Raises:
             DataError: for an unreadable file or an array of another type or shape.
@@ -176,21 +181,62 @@ class Predictor(ABC):
         """
         many = isinstance(image, Sequence) and not isinstance(image, str)
         if not many and not (isinstance(image, np.ndarray) and image.ndim == 4):
-            return self.predict([image], precision)[0]
-        limits = (self.threshold, self.pixel_threshold)
-        predictions = []
-        for start in range(0, len(image), batch_size):
-            part = image[start : start + batch_size]
-            opened = [open_image(item) for item in part]
-            batch = torch.stack([to_tensor(resize(item, self.image_size)) for item in opened])
-            maps = self.combined_maps(batch, precision)
-            names = [image_name(image, start + index) for index, image in enumerate(part)]
-            scores = finite_scores(maps, names)[:, 0]
-            for index, item in enumerate(opened):
-                size = (item.height, item.width)
-                own = F.interpolate(maps[index : index + 1], size=size, mode="bilinear")[0]
-                combined, st_map, ae_map = own.cpu().numpy()
-                predictions.append(  # Algorithm 2, line 12
-                    Prediction(combined, scores[index].item(), st_map, ae_map, *limits)
-                )
-        return predictions
+            image, many = [image], False
+        else:
+            many = True
+        found = [prediction for _, prediction in self.stream(image, batch_size)]
+        return found if many else found[0]
+
+    def stream(
+        self, images: Iterable[ImageLike], batch_size: int = 8, keep_going: bool = False
+    ) -> Iterator[tuple[Image.Image, Prediction] | tuple[Exception, None]]:
+        """The predictions of images, one batch of them in memory at a time.
+
+        Args:
+            images: as in `predict`.
+            batch_size: images that go through the networks at once, fewer if they are large.
+            keep_going: whether an image that cannot be read is passed over.
+
+        Yields:
+            Each image, RGB, with its prediction; one that cannot be read, if `keep_going`, as its
+            error and None.
+
+        Raises:
+            DataError, ValueError: as `predict`.
+        """
+        batch, pixels = [], 0  # of (name, image or error)
+        for index, item in enumerate(images):
+            try:
+                opened = open_image(item)
+                pixels += opened.width * opened.height
+            except (DataError, OSError) as error:
+                if not keep_going:
+                    raise
+                opened = error
+            batch.append((image_name(item, index), opened))
+            if len(batch) == batch_size or pixels >= BATCH_PIXELS:
+                yield from self._predict_batch(batch)
+                batch, pixels = [], 0
+        yield from self._predict_batch(batch)
+
+    def _predict_batch(
+        self, batch: Sequence[tuple[str, Image.Image | Exception]]
+    ) -> Iterator[tuple[Image.Image, Prediction] | tuple[Exception, None]]:
+        readable = [(name, image) for name, image in batch if isinstance(image, Image.Image)]
+        if readable:
+            pixels = [to_tensor(resize(image, self.image_size)) for _, image in readable]
+            maps = self.combined_maps(torch.stack(pixels))
+            scores = finite_scores(maps, [name for name, _ in readable]).tolist()
+        rows = iter(range(len(readable)))
+        for _, image in batch:
+            if not isinstance(image, Image.Image):
+                yield image, None
+                continue
+            row = next(rows)
+            own = F.interpolate(  # Algorithm 2, line 12
+                maps[row : row + 1], size=(image.height, image.width), mode="bilinear"
+            )
+            combined, st_map, ae_map = own[0].cpu().numpy()
+            score, st_score, ae_score = scores[row]
+            limits = (self.threshold, self.pixel_threshold)
+            yield image, Prediction(combined, score, st_map, ae_map, *limits, st_score, ae_score)

@@ -4,7 +4,7 @@ import re
 from functools import partial
 from itertools import product
 
-from effad_core.evaluation.costs import METHODS, Cost, costs, count, main, table
+from effad_core.evaluation.costs import METHODS, Cost, costs, count, efficientad, main, table
 from effad_core.evaluation.costs.dsr import CODES, WIDTH, Codebook
 from effad_core.evaluation.costs.features import AST, FastFlow, SimpleNet
 from effad_core.evaluation.costs.regression import (
@@ -12,7 +12,6 @@ from effad_core.evaluation.costs.regression import (
     GCAD,
     POOL,
     DenseDescriptor,
-    EfficientAD,
     MultiPool,
     StudentTeacher,
     UNet,
@@ -149,7 +148,7 @@ def test_one_flop_a_product_would_not_match(rows):
     ("method", "size"), [("EfficientAD-S", "small"), ("EfficientAD-M", "medium")]
 )
 def test_efficientad_with_padding(rows, method, size):
-    _, flops = count(partial(EfficientAD, size, padding=True), 256)
+    _, flops = count(partial(efficientad, size, padding=True), 256)
     assert f"({flops / 1e9:.1f} GFLOPs with it)" in rows[method].assumed
 
 

@@ -1,6 +1,7 @@
 """Algorithm 2 against plain torch code, every accepted input, and the file on disk."""
 
 from effad_core import EfficientAD, OperatingPoint, RunError, detector, evaluate, train
+from effad_core.datasets import read_image, resize, to_tensor
 from effad_core.deployment.inspection import fit_thresholds
 from effad_core.deployment.prepared import prepare
 from effad_core.detector import place_cells
@@ -177,11 +178,14 @@ def test_small_image_size(image_size):
 
 def test_bfloat16_is_near_float32(narrow, drawn):
     ad = narrow()
-    exact, rough = ad.predict(drawn[0]), ad.predict(drawn[0], precision="bfloat16")
+    exact = ad.predict(drawn[0])
+    ad.precision = "bfloat16"
+    rough = ad.predict(drawn[0])
     assert np.abs(rough.map - exact.map).max() < 0.05 * np.abs(exact.map).max()
     assert not equal(exact, rough)
-    with pytest.raises(ValueError, match="float16"):
-        ad.predict(drawn[0], precision="float16")
+    with pytest.raises(ValueError, match="not 'float16'"):
+        ad.precision = "float16"
+    assert ad.precision == "bfloat16"
 
 
 def test_damaged_numbers_are_refused(narrow, drawn):
@@ -202,14 +206,14 @@ def test_find_quantiles_refuses_what_cannot_be_normalised(narrow):
     ad = narrow()
     images = torch.randint(0, 256, (1, 3, 256, 256), dtype=torch.uint8)
     with pytest.raises(ValueError, match="no elements"):
-        ad.find_quantiles([], 0, "float32")
+        ad.find_quantiles([], 0)
     for parameter in (*ad.student.parameters(), *ad.autoencoder.parameters()):
         parameter.data.zero_()
     with pytest.raises(ValueError, match="of the autoencoder map are equal"):
-        ad.find_quantiles([images], 1, "float32")
+        ad.find_quantiles([images], 1)
     ad.autoencoder.head[0].weight.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN"):
-        ad.find_quantiles([images], 1, "float32")
+        ad.find_quantiles([images], 1)
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])
@@ -289,7 +293,7 @@ def test_new_quantiles_take_the_thresholds_away(narrow):
     ad = narrow()
     ad.operating_point = ad.pixel_operating_point = max_f1([0, 1], [0.0, 1.0])
     images = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
-    ad.find_quantiles([images], 2, "float32")
+    ad.find_quantiles([images], 2)
     assert ad.operating_point is None and ad.pixel_operating_point is None
 
 
@@ -392,7 +396,25 @@ def test_one_precision_for_thresholds_and_verdicts(narrow, scenario, pretraining
     loaded = EfficientAD.load(tmp_path / "x.safetensors")
     assert loaded.precision == "bfloat16"
     assert loaded.predict(drawn[0]).score == ad.predict(drawn[0]).score
-    assert loaded.predict(drawn[0], precision="float32").score != ad.predict(drawn[0]).score
+    assert loaded.threshold == ad.threshold
+    loaded.precision = "float32"
+    assert loaded.predict(drawn[0]).score != ad.predict(drawn[0]).score
+    assert loaded.threshold is None and loaded.pixel_threshold is None
+
+
+def test_thresholds_hold_in_one_number_format(narrow):
+    ad = narrow()
+    ad.threshold, ad.pixel_threshold = 0.5, 0.6
+    ad.precision = "float32-winograd"  # the same format, another way to multiply
+    assert (ad.threshold, ad.pixel_threshold) == (0.5, 0.6)
+    for precision, threshold in (("float32", 0.5), (None, 0.5), ("bfloat16", None)):
+        prepared = prepare(ad, "cpu", precision)
+        assert (prepared.threshold == threshold and prepared.precision == precision) or ad.precision
+        assert (prepared.pixel_threshold is None) == (threshold is None)
+    ad.precision = "bfloat16"
+    assert ad.threshold is None and ad.pixel_threshold is None
+    ad.threshold = 0.4
+    assert prepare(ad, "cpu").threshold == 0.4 and prepare(ad, "cpu").precision == "bfloat16"
 
 
 def test_forward_gives_the_three_maps(narrow):
@@ -403,7 +425,31 @@ def test_forward_gives_the_three_maps(narrow):
 @pytest.mark.parametrize("precision", ["auto", "float64"])
 def test_a_precision_that_no_detector_has_is_refused(narrow, tmp_path, precision):
     ad = narrow()
-    ad.precision = precision
+    ad._precision = precision
     ad.save(tmp_path / "x.safetensors")
     with pytest.raises(RunError, match="the precision .* is unknown"):
         EfficientAD.load(tmp_path / "x.safetensors")
+
+
+def test_a_stream_passes_over_what_cannot_be_read_only_if_it_may(narrow, drawn, tmp_path):
+    ad = narrow()
+    (tmp_path / "no.png").write_bytes(b"no image")
+    paths = [drawn[0], tmp_path / "no.png", drawn[1], drawn[2]]
+    found = list(ad.stream(iter(paths), batch_size=2, keep_going=True))
+    assert [type(image).__name__ for image, _ in found] == ["Image", "DataError", "Image", "Image"]
+    assert found[1][1] is None and "no.png" in str(found[1][0])
+    for (_, prediction), path in zip(found, paths, strict=True):
+        assert prediction is None or equal(prediction, ad.predict(path))
+    rest = ad.stream(paths, batch_size=1)
+    next(rest)
+    with pytest.raises(DataError, match=r"no\.png"):
+        next(rest)
+
+
+def test_a_prediction_has_the_maximum_of_each_map(narrow, drawn):
+    ad = narrow()
+    prediction = ad.predict(drawn[0])
+    image = to_tensor(resize(read_image(drawn[0]), ad.image_size))
+    expected = ad.combined_maps(image[None])[0].flatten(1).amax(dim=1)
+    scores = (prediction.score, prediction.st_score, prediction.ae_score)
+    assert scores == tuple(expected.tolist())

@@ -251,7 +251,8 @@ def test_nothing_is_left_on_another_device(detector, fake, precision):
             assert {value.device for value in terms.values()} == {GPU}
     loss = autoencoder_loss(ad, precision, fake_pixels(4), torch.cat([known.half()] * 4))
     assert loss.device == GPU
-    assert {m.device for m in ad.anomaly_maps(fake_pixels(2, "cpu"), precision)} == {GPU}
+    ad.precision = precision
+    assert {m.device for m in ad.anomaly_maps(fake_pixels(2, "cpu"))} == {GPU}
     assert graph.to(GPU)(fake_pixels(2)).device == GPU
 
 

@@ -45,9 +45,11 @@ class Brightness:
     def __init__(self):
         self.seen = Counter()
 
+    def stream(self, images):
+        for path in images:
+            yield read_image(path), self.predict(path)
+
     def predict(self, image):
-        if isinstance(image, list):
-            return [self.predict(path) for path in image]
         self.seen[image] += 1
         m = np.asarray(read_image(image), np.float32).mean(axis=2) / 255
         return Prediction(m, float(m.max()), 2 * m, 3 * m)

@@ -63,7 +63,7 @@ def overlays(folder):
 
 
 def test_the_rows_say_what_predict_says(judging, drawn, tmp_path):
-    out, options = tmp_path / "out", {"batch_size": 3, "precision": "float32"}
+    out, options = tmp_path / "out", {"batch_size": 3}
     found = inspect_images(judging, drawn[0].parent, out, **options)
     text = (tmp_path / "out" / "predictions.csv").read_text(encoding="utf-8")
     assert text.splitlines()[0] == ",".join(COLUMNS)
@@ -171,7 +171,7 @@ def test_unreadable_images_have_a_row_and_stop_nothing(detector, drawn, tmp_path
     images += [tmp_path / "absent.png", tmp_path / ("n" * 300 + ".png")]
     (tmp_path / "folder.png").mkdir()
     images.append(tmp_path / "folder.png")
-    found = inspect_images(detector, images, tmp_path / "out", True, "float32", batch_size=2)
+    found = inspect_images(detector, images, tmp_path / "out", batch_size=2)
     table = rows(tmp_path / "out")
     assert [row["image"].rpartition("/")[2] for row in table] == [path.name for path in images]
     assert found.unreadable == 6 and found.images == 9 and len(found.errors) == 6
@@ -327,15 +327,15 @@ def test_without_thresholds(narrow, drawn, tmp_path):
 
 def spied(detector, monkeypatch, stop_after=None):
     """The sizes of the batches that go through the detector."""
-    batches, predict = [], detector.predict
+    batches, maps = [], detector.combined_maps
 
-    def spy(images, *arguments):
+    def spy(images):
         if len(batches) == stop_after:
             raise KeyboardInterrupt
         batches.append(len(images))
-        return predict(images, *arguments)
+        return maps(images)
 
-    monkeypatch.setattr(detector, "predict", spy)
+    monkeypatch.setattr(detector, "combined_maps", spy)
     return batches
 
 
@@ -343,7 +343,7 @@ def test_only_one_batch_is_in_memory(detector, drawn, tmp_path, monkeypatch):
     batches = spied(detector, monkeypatch)
     inspect_images(detector, drawn[:7], tmp_path, overlays=False, batch_size=3)
     assert batches == [3, 3, 1]
-    monkeypatch.setattr(inspection, "BATCH_PIXELS", 280 * 264 + 1)
+    monkeypatch.setattr("effad_core.prediction.BATCH_PIXELS", 280 * 264 + 1)
     inspect_images(detector, drawn[:5], tmp_path, overlays=False)
     assert batches[3:] == [2, 2, 1]  # the second image fills the batch
 
@@ -351,13 +351,13 @@ def test_only_one_batch_is_in_memory(detector, drawn, tmp_path, monkeypatch):
 def test_rows_are_on_disk_before_the_next_batch_is_predicted(
     detector, drawn, tmp_path, monkeypatch
 ):
-    on_disk, predict = [], detector.predict
+    on_disk, maps = [], detector.combined_maps
 
-    def spy(*arguments):
+    def spy(images):
         on_disk.append(len(rows(tmp_path)))
-        return predict(*arguments)
+        return maps(images)
 
-    monkeypatch.setattr(detector, "predict", spy)
+    monkeypatch.setattr(detector, "combined_maps", spy)
     inspect_images(detector, drawn[:5], tmp_path, overlays=False, batch_size=2)
     assert on_disk == [0, 2, 4]
 
@@ -480,14 +480,13 @@ def test_thresholds_from_good_images(narrow, drawn):
     alone = [detector.predict(path) for path in drawn]
     scores = sorted(prediction.score for prediction in alone)
     highest = sorted(float(prediction.map.max()) for prediction in alone)
-    exactly = {"precision": "float32"}  # as `predict`; "auto" may be bfloat16
-    points = fit_thresholds(detector, good(drawn), 0.25, guarantee="average", **exactly)
+    points = fit_thresholds(detector, good(drawn), 0.25, guarantee="average")
     assert points == (detector.operating_point, detector.pixel_operating_point)
     assert points[0].threshold == pytest.approx(scores[-2], rel=1e-4)  # 2 / 9 <= 0.25 < 3 / 9
     assert points[1].threshold == pytest.approx(highest[-2], rel=1e-4)
     assert "on average at most 25 % of normal images" in str(points[0])
     assert points[0].expected_fpr == pytest.approx(2 / 9) and points[0].images == 8
-    points = fit_thresholds(detector, good(drawn[:4]), 0.5, confidence=0.9, **exactly)
+    points = fit_thresholds(detector, good(drawn[:4]), 0.5, confidence=0.9)
     highest_of_four = max(prediction.score for prediction in alone[:4])
     assert points[0].threshold == pytest.approx(highest_of_four, rel=1e-4)  # 0.5^4 < 0.1
     assert points[0].kind == points[1].kind == "fpr-confident" and points[0].confidence == 0.9

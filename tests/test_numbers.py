@@ -90,7 +90,7 @@ class Stub(Predictor):
     def use_device(self, device=None):
         pass
 
-    def combined_maps(self, images, precision):
+    def combined_maps(self, images):
         maps = torch.zeros(len(images), 3, 256, 256)
         if 0 <= self.bad - self.seen < len(images):
             maps[self.bad - self.seen, self.channel, 200, 100] = self.value
@@ -177,7 +177,7 @@ def with_maps(ad, monkeypatch, *maps):
 def test_one_validation_image(narrow):
     ad = narrow()
     maps = ad.anomaly_maps(pixels())
-    ad.find_quantiles([pixels()], 1, "float32")
+    ad.find_quantiles([pixels()], 1)
     expected = [np.quantile(m.double(), q) for m in maps for q in (0.9, 0.995)]
     np.testing.assert_allclose(ad.quantiles, expected, rtol=1e-6)
 
@@ -189,10 +189,10 @@ def test_quantiles_that_differ_by_rounding_are_equal(narrow, monkeypatch, spread
     before = ad.quantiles.clone()
     if not fits:
         with pytest.raises(ValueError, match=r"of the student-teacher map are equal \(1\)"):
-            ad.find_quantiles([pixels()], 1, "float32")
+            ad.find_quantiles([pixels()], 1)
         assert ad.quantiles.equal(before)
         return
-    ad.find_quantiles([pixels()], 1, "float32")
+    ad.find_quantiles([pixels()], 1)
     ad.check_quantiles()
     assert ad.normalise_maps(m, m)[0].isfinite().all()
 
@@ -204,7 +204,7 @@ def test_no_quantiles_of_nan(narrow, monkeypatch, value):
     bad[0, 3, 4] = value
     for maps in ((bad, m), (m, bad)):
         with pytest.raises(ValueError, match="NaN or infinite values in an anomaly map"):
-            with_maps(narrow(), monkeypatch, *maps).find_quantiles([pixels()], 1, "float32")
+            with_maps(narrow(), monkeypatch, *maps).find_quantiles([pixels()], 1)
 
 
 @pytest.mark.parametrize("value", HARM)

@@ -87,3 +87,14 @@ def test_what_cannot_be_exported(narrow, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no quantiles yet"):
         export(detector, tmp_path / "d.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_thresholds_of_another_number_format_are_not_exported(narrow, tmp_path):
+    detector = narrow()
+    detector.precision = "bfloat16"
+    detector.threshold = 0.5
+    with pytest.raises(ValueError, match=r"hold in bfloat16, .* computes in float32: set detector"):
+        export(detector, tmp_path / "d.onnx")
+    assert list(tmp_path.iterdir()) == []
+    detector.threshold = None
+    export(detector, tmp_path / "d.onnx")

@@ -18,7 +18,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 def test_scores_and_maps_are_those_of_predict(narrow, drawn, batch_size):
     ad = narrow()
     samples = [Sample(path, i % 2, "x") for i, path in enumerate(drawn[:3])]
-    result = evaluate(ad, samples, precision="float32", batch_size=batch_size, keep_maps=True)
+    result = evaluate(ad, samples, batch_size=batch_size, keep_maps=True)
     assert result.labels.tolist() == [0, 1, 0] and result.samples == tuple(samples)
     single = [ad.predict(path) for path in drawn[:3]]
     expected = [p.score for p in single]
@@ -33,9 +33,9 @@ def test_scores_and_maps_are_those_of_predict(narrow, drawn, batch_size):
 
 def test_each_map_has_its_own_score(narrow, drawn):
     ad = narrow()
-    result = evaluate(ad, [Sample(drawn[0], 0, "good")], precision="float32")
+    result = evaluate(ad, [Sample(drawn[0], 0, "good")])
     ad.quantiles[2:] += 10  # only the autoencoder's map changes
-    moved = evaluate(ad, [Sample(drawn[0], 0, "good")], precision="float32")
+    moved = evaluate(ad, [Sample(drawn[0], 0, "good")])
     assert moved.scores["student-teacher"] == result.scores["student-teacher"]
     assert moved.scores["autoencoder"] < result.scores["autoencoder"]
     assert moved.scores["combined"] < result.scores["combined"]
@@ -44,7 +44,7 @@ def test_each_map_has_its_own_score(narrow, drawn):
 
 def test_a_scenario_is_scored_on_its_test_images(narrow, scenario, drawn):
     test = (Sample(drawn[6], 0, "good"), Sample(drawn[7], 1, "spot"))
-    result = evaluate(narrow(), replace(scenario, test=test), precision="float32")
+    result = evaluate(narrow(), replace(scenario, test=test))
     assert result.name == "drawn" and result.samples == test
 
 

@@ -78,6 +78,11 @@ def resolve_precision(
     return measure(device, work, size).fastest(allowed) if precision == "auto" else precision
 
 
+def number_format(precision: str) -> str:
+    """The format of the numbers in a resolved precision: Winograd's way has that of float32."""
+    return precision.removesuffix("-winograd")
+
+
 def describe_precision(
     precision: str, device: torch.device, work: str = "training", size: str = "small"
 ) -> str:
@@ -157,7 +162,7 @@ def _pass(
             torch.autograd.grad(output.float().mean(), list(network.parameters()))
 
         return train
-    dtype = getattr(torch, precision.removesuffix("-winograd"))
+    dtype = getattr(torch, number_format(precision))
     ready = PatchDescriptionNetwork(network.size).requires_grad_(False)
     ready.to(device, dtype, memory_format=torch.channels_last)
     if precision == WINOGRAD:

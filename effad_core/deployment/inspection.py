@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TextIO
 
 from effad_core.acceleration.devices import DEVICE_HELP
-from effad_core.datasets import Sample, list_images, read_image
+from effad_core.datasets import Sample, list_images
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError, printable
 from effad_core.figures import ANOMALOUS, MAP_COLOURS
-from effad_core.prediction import Prediction
+from effad_core.prediction import Prediction, Predictor
 from effad_core.storage.files import write_text
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
 
@@ -41,7 +41,6 @@ COLUMNS = (
     *("anomalous_area", "peak_x", "peak_y", "error"),
 )
 VERDICTS = {True: "anomalous", False: "normal", None: "unjudged"}
-BATCH_PIXELS = 2**24  # a batch is full with these, however few images they are
 UNKNOWN_SCALE = 0.3  # end of the colour scale without a pixel threshold above 0: three times q_b
 OPACITY = 0.55  # at the end of the scale
 FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")  # a cell that starts so, a spreadsheet may execute
@@ -50,23 +49,21 @@ Images = str | os.PathLike | Iterable[str | os.PathLike | Sample]
 
 
 def fit_thresholds(
-    detector: EfficientAD,
+    detector: Predictor,
     samples: Sequence[Sample],
     rate: float,
     confidence: float = 0.95,
     guarantee: str = "confident",
-    precision: str | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[OperatingPoint, OperatingPoint]:
     """Set a detector's two thresholds from good images, with a stated false positive rate.
 
     Args:
-        detector: trained; gets `operating_point` and `pixel_operating_point`, both or, on an error,
-            neither.
+        detector: trained, as it is or prepared; gets `operating_point` and
+            `pixel_operating_point`, both or, on an error, neither.
         samples: good images that no network was trained on, for example a scenario's validation
             images.
         rate, confidence, guarantee: as in `threshold_for_fpr`.
-        precision: as in `EfficientAD.anomaly_maps`; judge in the same.
         device: where the detector computes, now and afterwards; None takes the GPU where there is
             one.
 
@@ -86,9 +83,7 @@ def fit_thresholds(
     threshold_for_fpr(np.zeros(len(samples)), rate, confidence, guarantee)  # refuses before scoring
     detector.use_device(device)
     scores, highest = [], []
-    for found, prediction in _predictions(detector, [s.path for s in samples], precision, 8):
-        if prediction is None:
-            raise found
+    for _, prediction in detector.stream([sample.path for sample in samples]):
         scores.append(prediction.score)
         highest.append(prediction.map.max(keepdims=True))  # all that pixel_threshold looks at
     points = (
@@ -151,7 +146,6 @@ def inspect_images(
     images: Images,
     folder: str | os.PathLike,
     overlays: bool = True,
-    precision: str | None = None,
     batch_size: int = 8,
     masks: bool = False,
     boxes: bool = False,
@@ -186,7 +180,6 @@ def inspect_images(
         images: a folder, with those below it, or one image; or paths and samples.
         folder: not inside the folder of images; created if it does not exist.
         overlays: whether to draw them.
-        precision: as in `EfficientAD.anomaly_maps`.
         batch_size: images that go through the networks at once, fewer if they are large.
         masks, boxes: whether to write them; the detector needs a pixel threshold then.
 
@@ -211,7 +204,7 @@ def inspect_images(
     found = {}
     scale = 2 * limit.threshold if limit and limit.threshold > 0 else UNKNOWN_SCALE
     counts, errors = Counter(), []
-    predictions = _predictions(detector, paths, precision, batch_size)
+    predictions = detector.stream(paths, batch_size, keep_going=True)
     with _table(folder) as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -301,25 +294,6 @@ def bounding_boxes(prediction: Prediction) -> list[dict[str, float]]:
             }
         )
     return sorted(found, key=lambda box: -box["peak"])
-
-
-def _predictions(
-    detector: EfficientAD, paths: Sequence[Path], precision: str | None, batch_size: int
-) -> Iterator[tuple[Image.Image, Prediction] | tuple[Exception, None]]:
-    """Each image with its prediction, or the error of reading it; one batch is in memory."""
-    batch, pixels = [], 0
-    for index, path in enumerate(paths):
-        try:
-            batch.append(read_image(path))
-            pixels += batch[-1].width * batch[-1].height
-        except (DataError, OSError) as error:
-            batch.append(error)
-        if len(batch) == batch_size or pixels >= BATCH_PIXELS or index + 1 == len(paths):
-            images = [item for item in batch if isinstance(item, Image.Image)]
-            found = iter(detector.predict(images, precision, batch_size))
-            for item in batch:
-                yield item, next(found) if isinstance(item, Image.Image) else None
-            batch, pixels = [], 0
 
 
 def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Path]]:

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from effad_core.acceleration.precision import number_format
 from effad_core.deployment.prepared import InferenceGraph
 from effad_core.detector import POINTS, EfficientAD
 from effad_core.errors import RunError
@@ -44,11 +45,20 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
 
     Raises:
         RunError: if the package onnx or onnxscript is missing, or the path does not end so.
-        ValueError: if the detector has no quantiles, or a number is not finite.
+        ValueError: if the detector has no quantiles, or a number is not finite; or if it has
+            thresholds that were not found in float32, in which the file computes.
     """
     path = Path(path)
     if path.suffix != ".onnx":
         raise RunError(f"{path} must end with .onnx")
+    points = {name: getattr(detector, attribute) for name, attribute in POINTS.items()}
+    described = {name: point.to_dict() for name, point in points.items() if point is not None}
+    if described and number_format(detector.precision) != "float32":
+        raise ValueError(
+            f"the thresholds hold in {detector.precision}, and an ONNX file computes in float32: "
+            'set detector.precision = "float32" and find them anew with fit_thresholds (or: effad '
+            "threshold DETECTOR GOOD_IMAGES --precision float32), then export"
+        )
     try:
         import onnx
         import onnxscript  # noqa: F401  torch.onnx needs it
@@ -68,8 +78,6 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
         dynamo=True,
         verbose=False,
     )
-    points = {name: getattr(detector, attribute) for name, attribute in POINTS.items()}
-    described = {name: point.to_dict() for name, point in points.items() if point is not None}
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         part = Path(folder) / path.name
         program.save(part, external_data=False)

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
-from effad_core.acceleration.precision import describe_precision
+from effad_core.acceleration.precision import PRECISIONS, describe_precision
 from effad_core.datasets import Sample, Scenario, list_images, open_pretraining, open_scenario
 from effad_core.deployment.inspection import fit_thresholds
 from effad_core.deployment.onnx import export
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError
-from effad_core.evaluation.scores import evaluate
+from effad_core.metrics import image_auroc
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
 from effad_core.training import DETECTOR, train
@@ -156,7 +156,9 @@ def summary(
             f"which needs {needed}; this is the lowest rate that they support"
         )
     if len({sample.label for sample in scenario.test}) == 2:
-        area = evaluate(detector, scenario).auroc()["combined"]
+        predictions = detector.stream([sample.path for sample in scenario.test])
+        scores = [prediction.score for _, prediction in predictions]
+        area = image_auroc([sample.label for sample in scenario.test], scores)
         lines.append(f"image AU-ROC on {len(scenario.test)} test images: {area:.3f}")
     else:
         lines.append("no test images of both kinds: nothing was measured, the promise stands alone")
@@ -175,6 +177,9 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
     parser.add_argument("--guarantee", choices=GUARANTEES, default="confident")
     parser.add_argument("--value", type=float, help="a threshold of scores, chosen by hand")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, help="compute in it from now on; its own without it"
+    )
     parser.add_argument("--output", type=Path, help="write this file instead of replacing it")
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
@@ -182,6 +187,7 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
         parser.error("give either a folder of good images or --value")
     with one_sentence("nothing was changed"):
         detector = EfficientAD.load(args.detector, args.device)
+        detector.precision = args.precision or detector.precision
         if args.value is not None:
             detector.threshold = args.value
         else:

@@ -10,7 +10,12 @@ import copy
 from collections.abc import Iterator
 
 from effad_core.acceleration.devices import choose_device
-from effad_core.acceleration.precision import PRECISIONS, WINOGRAD, resolve_precision
+from effad_core.acceleration.precision import (
+    PRECISIONS,
+    WINOGRAD,
+    number_format,
+    resolve_precision,
+)
 from effad_core.acceleration.winograd import filter_convolutions
 from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from effad_core.detector import EfficientAD, place_cells
@@ -26,7 +31,7 @@ ROWS = 8  # rows of pooled cells that the first layers compute at once, on a CPU
 def prepare(
     detector: EfficientAD,
     device: str | torch.device | None = None,
-    precision: str = "auto",
+    precision: str | None = None,
     compile: bool = False,
 ) -> "PreparedDetector":
     """A copy of a detector that can do nothing but predict, and that faster.
@@ -34,8 +39,11 @@ def prepare(
     Args:
         detector: trained; it stays as it is. Prepare again after you change it.
         device: for example "cpu" or "cuda"; None takes the GPU where there is one.
-        precision: "float32"; "float32-winograd" on a CPU; "bfloat16" or "float16", in which the
-            weights are then kept; "auto" takes the one that is fastest here (see `measure`).
+        precision: None takes the detector's own, in which its thresholds were found. "float32";
+            "float32-winograd" on a CPU; "bfloat16" or "float16", in which the weights are then
+            kept; "auto" takes the one that is fastest here (see `measure`). In another number
+            format than its own the prepared detector has no thresholds: find them for it with
+            `fit_thresholds`.
         compile: let torch.compile fuse the layers (it needs a C++ compiler on a CPU, and a minute
             at the first image of every batch size), on a GPU with CUDA graphs.
 
@@ -57,17 +65,21 @@ class PreparedDetector(Predictor):
         self,
         detector: EfficientAD,
         device: str | torch.device | None,
-        precision: str,
+        precision: str | None,
         compile: bool,
     ):
         self.device = choose_device(device)
         allowed = (*PRECISIONS, "float16")
+        if precision is None:
+            own = detector.precision
+            precision = own if self.device.type == "cpu" else number_format(own)
         precision = resolve_precision(precision, self.device, "inference", allowed, detector.size)
         self.precision = precision
         self.image_size = detector.image_size
-        self.operating_point = detector.operating_point
-        self.pixel_operating_point = detector.pixel_operating_point
-        dtype = getattr(torch, precision.removesuffix("-winograd"))
+        same = number_format(precision) == number_format(detector.precision)
+        self.operating_point = detector.operating_point if same else None
+        self.pixel_operating_point = detector.pixel_operating_point if same else None
+        dtype = getattr(torch, number_format(precision))
         graph = InferenceGraph(detector, dtype).to(self.device, memory_format=torch.channels_last)
         if precision == WINOGRAD:
             filter_convolutions(graph, torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
@@ -83,8 +95,7 @@ class PreparedDetector(Predictor):
             )
 
     @torch.inference_mode()
-    def combined_maps(self, images: Tensor, precision: str | None = None) -> Tensor:
-        """As the detector's; the precision was chosen in preparing and is not looked at."""
+    def combined_maps(self, images: Tensor) -> Tensor:
         return self.graph(images.to(self.device)).clone()  # the next call may reuse the memory
 
 

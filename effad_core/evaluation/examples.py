@@ -205,11 +205,11 @@ def ranked(scored: Iterable[Scored]) -> list[Scored]:
 
 def _score(detector: Predictor, samples: Sequence[Sample], what: str) -> tuple[Scored, ...]:
     found = []
-    for start in tqdm(range(0, len(samples), 8), desc=what, leave=False):  # no more maps than 8
-        part = samples[start : start + 8]
-        for sample, prediction in zip(part, detector.predict([s.path for s in part]), strict=True):
-            peaks = {name: float(m.max()) for name, m in maps_of(prediction).items()}
-            known = sample.label == 0 or bool(sample.mask_paths)
-            border = peak_at_border(prediction.map, sample.load_mask()) if known else None
-            found.append(Scored(sample, kind_of(sample), prediction.score, peaks, border))
+    predictions = detector.stream([sample.path for sample in samples])
+    progress = tqdm(predictions, total=len(samples), desc=what, leave=False)
+    for sample, (_, prediction) in zip(samples, progress, strict=True):
+        peaks = {name: float(m.max()) for name, m in maps_of(prediction).items()}
+        known = sample.label == 0 or bool(sample.mask_paths)
+        border = peak_at_border(prediction.map, sample.load_mask()) if known else None
+        found.append(Scored(sample, kind_of(sample), prediction.score, peaks, border))
     return tuple(found)

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from effad_core.datasets import Sample, Scenario, resize, to_tensor
+from effad_core.datasets import Sample, Scenario
 from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
-from effad_core.prediction import Predictor, finite_scores
+from effad_core.prediction import Predictor
 from effad_core.storage.files import write_file, write_text
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -175,7 +174,6 @@ class Evaluation:
 def evaluate(
     detector: Predictor,
     scenario: Scenario | Sequence[Sample],
-    precision: str | None = None,
     batch_size: int = 8,
     keep_maps: bool | None = None,
     device: str | torch.device | None = None,
@@ -185,7 +183,6 @@ def evaluate(
     Args:
         detector: trained, as it is or prepared.
         scenario: its test images are scored; or the samples themselves, for a part of them.
-        precision: as in `EfficientAD.anomaly_maps`.
         batch_size: images that go through the networks at once.
         keep_maps: keep the combined maps at the images' own sizes, 4 bytes a pixel; None keeps
             them if there are masks to compare them with.
@@ -204,21 +201,15 @@ def evaluate(
     detector.use_device(device)
     if keep_maps is None:
         keep_maps = any(sample.mask_paths for sample in samples)
-    scores, maps = {name: [] for name in MAPS}, []
-    starts = range(0, len(samples), batch_size)
-    for start in tqdm(starts, desc="evaluating", leave=False):
-        images = [sample.load() for sample in samples[start : start + batch_size]]
-        batch = torch.stack([to_tensor(resize(image, detector.image_size)) for image in images])
-        maps_of_batch = detector.combined_maps(batch, precision)
-        names = [str(sample.path) for sample in samples[start : start + batch_size]]
-        for name, column in zip(MAPS, finite_scores(maps_of_batch, names).T, strict=True):
-            scores[name].append(column.cpu().numpy())  # Algorithm 2, line 11
-        for image, m in zip(images, maps_of_batch[:, 0], strict=True) if keep_maps else ():
-            own = F.interpolate(m[None, None], size=(image.height, image.width), mode="bilinear")
-            maps.append(own[0, 0].cpu().numpy())
+    scores, maps = [], []
+    predictions = detector.stream([sample.path for sample in samples], batch_size)
+    for _, found in tqdm(predictions, total=len(samples), desc="evaluating", leave=False):
+        scores.append((found.score, found.st_score, found.ae_score))  # Algorithm 2, line 11
+        if keep_maps:
+            maps.append(found.map)
     return Evaluation(
         scenario.name if whole else "samples",
         samples,
-        {name: np.concatenate(parts) for name, parts in scores.items()},
+        dict(zip(MAPS, np.array(scores, np.float32).T, strict=True)),
         tuple(maps) if keep_maps else None,
     )

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP
@@ -27,8 +28,7 @@ from effad_core.deployment.prepared import PreparedDetector, prepare
 from effad_core.detector import EfficientAD
 from effad_core.errors import RunError
 from effad_core.evaluation.benchmark import PAPER
-from effad_core.evaluation.costs import METHODS, count
-from effad_core.evaluation.costs.regression import EfficientAD as CountedNetworks
+from effad_core.evaluation.costs import METHODS, count, efficientad
 from effad_core.evaluation.tables import layout
 
 import numpy as np
@@ -166,7 +166,7 @@ def table(timings: Sequence[Timing]) -> str:
     rows.append(["", "ms", "ms", "ms", "in batches", "millions", "G", "MiB"])
     for timing in timings:
         size = "medium" if timing.name.endswith("-M") else "small"
-        parameters, flops = count(lambda size=size: CountedNetworks(size), 256)
+        parameters, flops = count(partial(efficientad, size), 256)
         times = (timing.mean, timing.percentile(50), timing.percentile(99), timing.throughput)
         memory = "-" if timing.memory is None else f"{timing.memory:.0f}"
         rows.append(

@@ -1,4 +1,4 @@
-"""Methods whose networks regress the features of a pretrained network: S-T, GCAD, EfficientAD.
+"""Methods whose networks regress the features of a pretrained network: S-T and GCAD.
 
 S-T after Bergmann et al., "Uninformed students" (CVPR 2020), and the repositories
 LuyaooChen/uninformed-students-pytorch and denguir/student-teacher-anomaly-detection; its dense
@@ -8,8 +8,6 @@ whose regression networks are the U-Net of the repository jvanvugt/pytorch-unet.
 """
 
 from itertools import pairwise, product
-
-from effad_core.networks import Autoencoder, PatchDescriptionNetwork
 
 import torch
 import torch.nn.functional as F
@@ -137,18 +135,3 @@ class GCAD(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         encoders = (self.local_encoder, self.global_encoder)
         return [net(images) for net in (*encoders, self.local_regression, self.global_regression)]
-
-
-class EfficientAD(nn.Module):
-    """Teacher, student and autoencoder. Input (N, 3, 256, 256)."""
-
-    def __init__(self, size: str, padding: bool = False):
-        super().__init__()
-        self.networks = nn.ModuleList([
-            PatchDescriptionNetwork(size, 384, padding),
-            PatchDescriptionNetwork(size, 768, padding),
-            Autoencoder(384, padding),
-        ])  # fmt: skip
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [network(images) for network in self.networks]
