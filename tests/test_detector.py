@@ -439,7 +439,8 @@ def test_a_stream_passes_over_what_cannot_be_read_only_if_it_may(narrow, drawn, 
     assert [type(image).__name__ for image, _ in found] == ["Image", "DataError", "Image", "Image"]
     assert found[1][1] is None and "no.png" in str(found[1][0])
     for (_, prediction), path in zip(found, paths, strict=True):
-        assert prediction is None or equal(prediction, ad.predict(path))
+        if prediction is not None:
+            assert prediction.score == pytest.approx(ad.predict(path).score, rel=1e-4)
     rest = ad.stream(paths, batch_size=1)
     next(rest)
     with pytest.raises(DataError, match=r"no\.png"):
