@@ -3,7 +3,7 @@
     python benchmarks/winograd.py
 
 Both take turns in one process, in float32 and channels last; forwards, and forwards with both
-gradients. The errors are against float64, relative to the deviation of the exact result.
+gradients. The errors are against float64, relative to the standard deviation of the exact result.
 """
 
 import argparse

@@ -294,7 +294,9 @@ class EfficientAD(nn.Module, Predictor):
             ) from None
         load_weights(detector, tensors, path, may_be_nan=["quantiles"])
         if not (detector.sigma > 0).all():
-            raise RunError(f"{path} has a deviation (sigma) that is not above 0; train again")
+            raise RunError(
+                f"{path} has a standard deviation (sigma) that is not above 0; train again"
+            )
         if not detector.quantiles.isnan().all():  # they are, until they are found
             try:
                 detector.check_quantiles()

@@ -73,7 +73,7 @@ def aupro(
 
     Raises:
         ValueError: if numbers, shapes or dtypes do not fit, a value is not finite, or there is no
-            defect pixel or no defect-free one. The sentence names the image.
+            defect pixel or no defect-free one. The message names the image.
     """
     limit = _checked_limit(fpr_limit)
     sweep = _region_sweep(maps, masks)
@@ -148,7 +148,7 @@ def auspro(maps: Sequence[ArrayLike], defects: Sequence, fpr_limit: float = 0.05
 
     Raises:
         ValueError: as `aupro`, and for a defect without pixels or with an s out of its range. The
-            sentence names image and defect.
+            message names image and defect.
     """
     limit = _checked_limit(fpr_limit)
     sweep = _defect_sweep(maps, defects)

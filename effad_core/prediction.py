@@ -87,7 +87,7 @@ def finite_scores(maps: Tensor, names: Sequence[str]) -> Tensor:
 
     Args:
         maps: combined, student-teacher and autoencoder map, shape (N, 3, H, W).
-        names: of the N images, for the sentence.
+        names: of the N images, for the error message.
 
     Returns:
         shape (N, 3).
@@ -107,7 +107,7 @@ def finite_scores(maps: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def image_name(image: ImageLike, index: int) -> str:
-    """What to call an image in a sentence: its path, or its place."""
+    """What to call an image in an error message: its path, or its place."""
     return str(image) if isinstance(image, str | os.PathLike) else f"image {index}"
 
 

@@ -1,4 +1,4 @@
-"""Statistics over streams of tensors: channel mean and deviation, and exact quantiles.
+"""Statistics over streams of tensors: channel mean and standard deviation, and exact quantiles.
 
 The streams are too large to hold: 384 channels x 56 x 56 cells for every training image, and every
 pixel of every validation map. Neither result depends on how the stream is cut into chunks.
@@ -16,7 +16,8 @@ def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
     Algorithm 1, lines 3-10 (mu, sigma of the teacher) and Algorithm 3, lines 2-12 (of Psi): all
     channels at once, and without holding the sequence X (see `ChannelMoments`): a mean far larger
-    than the deviation costs no precision. The deviation is the population's (divided by n).
+    than the standard deviation costs no precision. The standard deviation is the population's
+    (divided by n).
 
     Args:
         features: feature maps, each of shape (N, C, H, W) with the same C; N, H, W may vary.
@@ -26,7 +27,7 @@ def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: for an empty stream, NaN or infinite features, or a channel that never varies
-            (it would be divided by zero); the sentence names the channels.
+            (it would be divided by zero); the message names the channels.
 
     Example:
         >>> channel_statistics([torch.tensor([[[[1.0, 3.0]]]])])
@@ -51,7 +52,7 @@ def channel_statistics(features: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class ChannelMoments:
-    """Mean and deviation of every channel of the feature maps seen so far; refuses nothing.
+    """Mean and standard deviation of each channel of the feature maps so far; refuses nothing.
 
     Instead of the sequence X of Algorithms 1 and 3 it holds running sums, by Chan's parallel update
     in float64: on the maps' device if that has float64, else on the CPU. NaN or infinite features
@@ -108,7 +109,7 @@ class ChannelMoments:
 
 
 def never_varies(mean: Tensor, deviation: Tensor) -> Tensor:
-    """Which channels hold one value throughout: to divide by their deviation is meaningless.
+    """Which channels never vary, so that nothing may be divided by their standard deviation.
 
     Args:
         mean, deviation: of each channel, shape (C,).

@@ -107,7 +107,7 @@ def threshold_for_fpr(
 
     Raises:
         ValueError: if an argument is out of range, a score is not finite, or the images are too
-            few: the sentence says how many are needed, and the lowest rate that n support.
+            few: the message says how many are needed, and the lowest rate that n support.
 
     Example:
         >>> threshold_for_fpr([0.1, 0.2, 0.3, 0.4], 0.25, guarantee="average").threshold

@@ -97,7 +97,7 @@ def smooth(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, shape: tuple[int, ...], sigma) -> np.ndarray:
-    """White noise of deviation 1, then blurred by `sigma` samples (so its deviation is lower)."""
+    """White noise of standard deviation 1, then blurred by `sigma` samples, which lowers it."""
     return gaussian(rng.standard_normal(shape, np.float32), sigma)
 
 

@@ -259,7 +259,7 @@ def test_means_over_seeds_then_over_scenarios():
     text = benchmark.tables(results)
     assert "2 of 15 of mvtec-ad, 1 of 12 of visa" in text
     last = text.splitlines()[-1].split()
-    assert last == ["this", "sweep", "0.850", "0.500"]
+    assert last == ["measured", "here", "0.850", "0.500"]
     assert "EfficientAD-S (paper)" in text and "overall" not in text
 
 
@@ -268,7 +268,7 @@ def test_all_three_datasets_have_an_overall_mean():
         d: {"dataset": d, "seeds": seeds(a)} for d, a in zip(DATASETS, (0.9, 0.6, 0.3), strict=True)
     }
     lines = benchmark.tables(results).splitlines()
-    assert lines[-1].split() == ["this", "sweep", "0.900", "0.600", "0.300", "0.600"]
+    assert lines[-1].split() == ["measured", "here", "0.900", "0.600", "0.300", "0.600"]
     ours = next(line for line in lines if line.startswith("EfficientAD-M"))
     assert ours.split() == ["EfficientAD-M", "(paper)", "0.991", "0.907", "0.981", "0.960"]
 

@@ -302,7 +302,7 @@ def test_a_survey_scores_what_the_detector_predicts(part):
     for one in (*found.validation, *found.test):
         brightest = np.asarray(Image.open(one.sample.path)).max() / 255
         assert one.score == pytest.approx(brightest)
-        expected = {"combined": brightest, "student–teacher": 2 * brightest}
+        expected = {"combined": brightest, "student-teacher": 2 * brightest}
         assert {name: one.peaks[name] for name in expected} == pytest.approx(expected)
         assert one.at_border is False
     assert len(survey(Brightness(), part, test_images=4).test) == 4

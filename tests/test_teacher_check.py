@@ -112,7 +112,10 @@ def test_all_is_well(made):
     assert report.ok and report.findings == () and report.effective_channels > 7
     assert report.nonfinite == report.dead == report.weak == report.shifted == ()
     text = str(report)
-    assert "on 2 images (8192 cells), beside mean 0 and deviation 1, which Algorithm 3" in text
+    assert (
+        "on 2 images (8192 cells), beside mean 0 and standard deviation 1, which Algorithm 3"
+        in text
+    )
     assert f"deviation  {report.median_ratio:.2f} times" in text
     assert text.endswith("\nok: the teacher suits these images") and "nan" not in text
 
@@ -222,7 +225,7 @@ def test_images_far_from_the_pretraining_images(made, everywhere, ok):
     report = teacher_report(made, noise())
     assert report.distance == pytest.approx(abs(everywhere), rel=1e-3)
     assert report.shifted == () and report.ok == ok
-    assert ok or only_finding(report, "far from the pretraining images, 1.0 deviations")
+    assert ok or only_finding(report, "far from the pretraining images, 1.0 standard deviations")
 
 
 def test_one_percent_of_weak_or_shifted_channels_is_no_finding(narrow):

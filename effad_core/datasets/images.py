@@ -1,4 +1,4 @@
-"""Image and mask files at the door: every file becomes 8-bit RGB, or one sentence that names it."""
+"""Image and mask files: each is read as 8-bit RGB, or refused with a message that names it."""
 
 import importlib.util
 import os
@@ -162,7 +162,7 @@ def missing(path: Path) -> str | None:
 
 
 def refuse_folder(error: OSError) -> None:
-    """The sentence on a folder that the system does not list."""
+    """The error message for a folder that the system does not list."""
     raise DataError(
         f"The folder {error.filename} cannot be opened ({error.strerror}): change its permissions, "
         "or move it away."
@@ -225,7 +225,7 @@ def _check_tiles(image: Image.Image) -> None:
 
 
 def _foreign(path: Path) -> str:
-    """The sentence on a file that is no image, with the remedy for the two usual kinds."""
+    """The error message for a file that is no image, with the remedy for the two usual kinds."""
     with path.open("rb") as file:
         start = file.read(256).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):

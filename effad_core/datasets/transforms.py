@@ -35,7 +35,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Subtract ImageNet's mean and divide by its deviation, channel by channel.
+    """Subtract ImageNet's mean and divide by its standard deviation, channel by channel.
 
     Args:
         images: shape (N, 3, H, W), uint8, or floating point in 0..1.
@@ -50,7 +50,7 @@ def normalise(images: Tensor) -> Tensor:
 
 @cache
 def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, shape (3, 1, 1), copied to a device once: each copy waits for a GPU."""
+    """Mean and standard deviation, shape (3, 1, 1), copied once: each copy waits for a GPU."""
     with torch.inference_mode(False):  # so that they can take part in a training too
         mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD]).to(device)[..., None, None]
     return mean, std

@@ -107,7 +107,7 @@ def write_tray(
 
 @contextmanager
 def _drawing(folder: Path) -> Iterator[None]:
-    """Nobody else draws into `folder` meanwhile; what cannot be written is one sentence."""
+    """Lock `folder` while the block draws into it; raise DataError if it cannot be written."""
     try:
         _check_target(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)

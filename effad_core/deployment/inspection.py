@@ -73,7 +73,7 @@ def fit_thresholds(
     Raises:
         DataError: for an image that cannot be read.
         ValueError: if a sample is anomalous, the detector has no quantiles, or the images are too
-            few for the rate: the sentence says how many are needed, and the lowest rate possible.
+            few for the rate: the message says how many are needed, and the lowest rate possible.
     """
     for sample in samples:
         if sample.label:
@@ -103,7 +103,7 @@ class Inspection:
         anomalous, normal: numbers of images by verdict.
         unjudged: images with a score but no verdict, for the detector has no threshold.
         unreadable: images that could not be read.
-        errors: all sentences of the CSV's column error.
+        errors: all messages of the CSV's column error.
         operating_point, pixel_operating_point: the detector's.
         scale: end of the overlays' colour scale; None if there are none.
     """
@@ -328,7 +328,7 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
 
 @contextmanager
 def _table(folder: Path) -> Iterator[TextIO]:
-    """predictions.csv, empty and open; what the system refuses becomes one sentence."""
+    """Open predictions.csv, empty; raise DataError if the system refuses."""
     path = folder / PREDICTIONS
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -380,7 +380,7 @@ def _cell(text: str) -> str:
 
 
 def _save(image: Image.Image, path: Path) -> str:
-    """Write an overlay; a sentence if that fails, which must not stop the other images."""
+    """Write a picture; return an error message if that fails, which must not stop the others."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, compress_level=1)

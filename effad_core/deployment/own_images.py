@@ -101,7 +101,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
     start = time.perf_counter()
-    with one_sentence("the same command goes on from here"):
+    with friendly_errors("the same command goes on from here"):
         device = choose_device(args.device)
         images_needed(
             args.rate, guarantee=args.guarantee
@@ -185,7 +185,7 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if (args.images is None) == (args.value is None):
         parser.error("give either a folder of good images or --value")
-    with one_sentence("nothing was changed"):
+    with friendly_errors("nothing was changed"):
         detector = EfficientAD.load(args.detector, args.device)
         detector.precision = args.precision or detector.precision
         if args.value is not None:
@@ -209,14 +209,14 @@ def export_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("detector", type=Path, help="a detector.safetensors")
     parser.add_argument("output", type=Path, help="the .onnx file to write")
     args = parser.parse_args(arguments)
-    with one_sentence("nothing was written"):
+    with friendly_errors("nothing was written"):
         export(EfficientAD.load(args.detector, "cpu"), args.output)
     print(f"written to {args.output}")
 
 
 @contextmanager
-def one_sentence(interrupted: str) -> Iterator[None]:
-    """Turn errors of input and files into one sentence and exit code 2, Ctrl-C into 130.
+def friendly_errors(interrupted: str) -> Iterator[None]:
+    """Print errors of input and files as one message and exit with 2; exit with 130 on Ctrl-C.
 
     Args:
         interrupted: what holds after Ctrl-C.

@@ -102,10 +102,10 @@ class PreparedDetector(Predictor):
 class InferenceGraph(nn.Module):
     """uint8 images (N, 3, H, W) -> the combined and both normalised maps, float32 (N, 3, H, W).
 
-    The deviations of the images' normalisation are in the first convolutions, mu and sigma in the
-    teacher's last one. The teacher's last convolution and the half of the student's that predicts
-    it are one convolution of both trunks, whose result is their difference. Each map is scaled by
-    its quantiles in one affine step, before it is resized.
+    The standard deviations of the images' normalisation are in the first convolutions, mu and sigma
+    in the teacher's last one. The teacher's last convolution and the half of the student's that
+    predicts it are one convolution of both trunks, whose result is their difference. Each map is
+    scaled by its quantiles in one affine step, before it is resized.
 
     Args:
         detector: trained; it is copied.

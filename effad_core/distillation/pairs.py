@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 HELD_OUT_BATCHES = 16
-OUTPUT_BATCHES = 64  # for the mean and deviation of the teacher's output
+OUTPUT_BATCHES = 64  # for the mean and standard deviation of the teacher's output
 
 
 class Pairs:
@@ -70,7 +70,7 @@ class Pairs:
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # leaves torch's own generator alone
             )
-        except DataError as error:  # a worker puts its stack before the sentence
+        except DataError as error:  # a worker puts its stack before the message
             raise DataError(error.args[0].rstrip().rpartition("DataError: ")[2]) from None
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class Pairs:
     def output_statistics(
         self, network: nn.Module, source: PretrainingImages, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of T's output on images that it learnt from, shape (C,)."""
+        """Mean and standard deviation of T's output on images that it learnt from, shape (C,)."""
         size = self.schedule.batch_size
         batches = _batches(min(OUTPUT_BATCHES * size, self.schedule.statistics_images), size)
         return channel_statistics(

@@ -27,24 +27,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-WEAK = 0.05  # deviations, in pretraining deviations
-BLANK = 0.2  # median deviation, in pretraining deviations
-SHIFTED = 3.0  # distance of means, in pretraining deviations
+WEAK = 0.05  # standard deviations, in pretraining standard deviations
+BLANK = 0.2  # median standard deviation, in pretraining standard deviations
+SHIFTED = 3.0  # distance of means, in pretraining standard deviations
 FAR = 1.0  # the same, root mean square over channels
 TOLERATED = 0.01  # share of weak or shifted channels that is no finding
 FEW = 3.0  # independent channels
-UNTRAINED = 0.2  # median deviation on the pretraining images, in deviations of Psi
+UNTRAINED = 0.2  # as BLANK, on the pretraining images and in standard deviations of Psi
 ROUNDING = 1e-6  # the digits of a teacher's card
-IMPLIED = "mean 0 and deviation 1, which Algorithm 3 aims at"
+IMPLIED = "mean 0 and standard deviation 1, which Algorithm 3 aims at"
 
 
 @dataclass(frozen=True, eq=False)
 class TeacherReport:
     """A teacher's output on some images, channel by channel, and what is wrong with it.
 
-    Deviations are the population's; "pretraining" is what the teacher's card says of its output on
-    the images that it was distilled on. A channel is listed as one of nonfinite, dead and weak at
-    most. Arrays are float64, shape (C,), NaN for non-finite channels.
+    Standard deviations are the population's; "pretraining" is what the teacher's card says of its
+    output on the images that it was distilled on. A channel is listed as one of nonfinite, dead and
+    weak at most. Arrays are float64, shape (C,), NaN for non-finite channels.
 
     Attributes:
         images: how many.
@@ -52,8 +52,8 @@ class TeacherReport:
         reference: what the channels are compared with, in words.
         mean: of each channel, in units of the teacher's output.
         deviation: the same.
-        deviation_ratio: deviation / pretraining deviation.
-        shift: (mean - pretraining mean) / pretraining deviation.
+        deviation_ratio: standard deviation / pretraining standard deviation.
+        shift: (mean - pretraining mean) / pretraining standard deviation.
         nonfinite: channels with a NaN or infinite value.
         dead: channels that never vary over these images.
         weak: channels whose deviation_ratio is below `WEAK`.
@@ -101,9 +101,9 @@ class TeacherReport:
         lines = [
             f"The teacher's output on {self.images} image{'s' * (self.images != 1)} "
             f"({self.cells} cells), beside {self.reference}:",
-            f"  deviation  {self.median_ratio:.2f} times as large (median over channels)",
-            f"  mean       {self.distance:.2f} deviations away (root mean square over channels)",
-            f"  channels   {len(self.mean)}, as varied as {self.effective_channels:.1f} "
+            f"  standard deviation  {self.median_ratio:.2f} times as large (median over channels)",
+            f"  mean                {self.distance:.2f} standard deviations away (RMS)",
+            f"  channels            {len(self.mean)}, as varied as {self.effective_channels:.1f} "
             f"independent ones; {counts}",
             "ok: the teacher suits these images" if self.ok else "NOT OK:",
         ]
@@ -122,26 +122,27 @@ def teacher_report(
 
     - The teacher is random, as in a new detector (its card says so).
     - Non-finite channels: any of them makes every map NaN.
-    - Dead channels: Algorithm 1 divides by their deviation, and `train` refuses them.
-    - Weak channels, more than 1 % of all: below a twentieth of its pretraining deviation a channel
-      says almost nothing, and Algorithm 1 magnifies that rest, noise and rounding included, more
-      than 20 times. A map is the mean over channels, of which 1 % are 1 %.
-    - Otherwise a median deviation below 0.2: so little is left of it where only a camera's noise (3
-      gray levels) varies, and more than twice as much on real images of one object, which a test
-      with the shipped teacher shows.
-    - Means shifted by more than 3 deviations in more than 1 % of all channels: at most a ninth of
-      the pretraining cells lie as far out in such a channel (Chebyshev), so the teacher has hardly
-      been fitted where your images lie. Or a distance above 1: then the average cell of your images
-      lies further out than a single pretraining cell. Pixels of pure noise do; their channels vary,
-      and nothing else tells them.
+    - Dead channels: Algorithm 1 divides by their standard deviation, and `train` refuses them.
+    - Weak channels, more than 1 % of all: below a twentieth of its pretraining standard deviation a
+      channel says almost nothing, and Algorithm 1 magnifies that rest, noise and rounding included,
+      more than 20 times. A map is the mean over channels, of which 1 % are 1 %.
+    - Otherwise a median standard deviation below 0.2: so little is left of it where only a camera's
+      noise (3 gray levels) varies, and more than twice as much on real images of one object, which
+      a test with the shipped teacher shows.
+    - Means shifted by more than 3 standard deviations in more than 1 % of all channels: at most a
+      ninth of the pretraining cells lie as far out in such a channel (Chebyshev), so the teacher
+      has hardly been fitted where your images lie. Or a distance above 1: then the average cell of
+      your images lies further out than a single pretraining cell. Pixels of pure noise do; their
+      channels vary, and nothing else tells them.
     - Fewer than 3 independent channels: a patch's mean colour alone has as many.
-    - A median deviation below 0.2 on the pretraining images: T's deviation, squared, is about the
-      share of Psi's variance that it predicts, here 4 %; it has learnt next to nothing.
+    - A median standard deviation below 0.2 on the pretraining images: T's standard deviation,
+      squared, is about the share of Psi's variance that it predicts, here 4 %; it has learnt next
+      to nothing.
 
     Where the card has no statistics of the output (a random teacher's has none), channels are
-    compared with what Algorithm 3 aims at: features of mean 0 and deviation 1.
-    A distilled teacher's deviation is smaller, so ratios and shifts then come out smaller too:
-    a distant domain, or noise, may go unnoticed.
+    compared with what Algorithm 3 aims at: features of mean 0 and standard deviation 1.
+    A distilled teacher's standard deviation is smaller, so ratios and shifts then come out smaller
+    too: a distant domain, or noise, may go unnoticed.
 
     No report can tell from its outputs that a teacher is good: random weights of the right scale,
     with their own statistics on their card, differ from a distilled teacher's only in that fewer
@@ -249,14 +250,14 @@ def _findings(
         )
     elif median_ratio < BLANK and 2 * len(dead) < count:
         findings.append(
-            f"the channels deviate by {median_ratio:.0%} (median) of their pretraining deviation, "
-            "as on blank images: use sharper images with more structure, or another teacher"
+            f"the channels deviate by {median_ratio:.0%} (median) of what they do on pretraining "
+            "images, as on blank images: use sharper images with more structure, or another teacher"
         )
     if len(shifted) > TOLERATED * count or distance > FAR:
         findings.append(
-            f"these images lie far from the pretraining images, {distance:.1f} deviations on "
-            f"average and beyond {SHIFTED:.0f} in {len(shifted)} of {count} channels: check that "
-            "they are no noise, or distil a teacher on images that resemble yours"
+            f"these images lie far from the pretraining images, {distance:.1f} standard "
+            f"deviations on average and beyond {SHIFTED:.0f} in {len(shifted)} of {count} "
+            "channels: check that they are no noise, or distil a teacher on images that resemble yours"
         )
     if effective_channels < FEW and len(dead) + len(nonfinite) < count:
         findings.append(
@@ -267,7 +268,7 @@ def _findings(
 
 
 def _reference(detector: EfficientAD) -> tuple[str, np.ndarray, np.ndarray]:
-    """What to compare with, in words, and the means and deviations, both of shape (C,)."""
+    """What to compare with, in words, and the means and standard deviations, both of shape (C,)."""
     card, shape = detector.card.get("teacher"), (detector.out_channels,)
     keys = ("output_mean", "output_deviation")
     if not isinstance(card, dict) or not any(key in card for key in keys):

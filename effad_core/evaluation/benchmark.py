@@ -63,7 +63,7 @@ Metrics = dict[str, dict[str, float]]  # by group, as `Evaluation.metrics` gives
 
 @dataclass(frozen=True)
 class Entry:
-    """One scenario of a sweep: its dataset, its name, and what `open_scenario` takes."""
+    """One scenario of a benchmark: its dataset, its name, and what `open_scenario` takes."""
 
     dataset: str
     name: str
@@ -175,11 +175,11 @@ def headline(metrics: Metrics) -> dict[str, float]:
 
 
 def tables(results: Mapping[str, Mapping]) -> str:
-    """The tables of a sweep.
+    """The tables of a benchmark.
 
     Args:
         results: by scenario {"dataset": str, "seeds": {seed: metrics}}; scenarios without a
-            finished seed are left out here (the sweep reports them as failed).
+            finished seed are left out here (they are reported as failed).
     """
     done = {name: entry for name, entry in results.items() if entry["seeds"]}
     if not done:
@@ -193,7 +193,7 @@ def tables(results: Mapping[str, Mapping]) -> str:
     for name, entry in done.items():
         runs = [headline(metrics) for metrics in entry["seeds"].values()]
         rows.append([name, str(len(runs)), *(spread(runs, metric) for metric in shown)])
-    parts = ["Mean and deviation over seeds", layout(rows)]
+    parts = ["Mean and standard deviation over seeds", layout(rows)]
     parts += _structural_and_logical(done)
     parts += _beside_the_paper(done)
     return "\n\n".join(parts)
@@ -227,7 +227,7 @@ def _beside_the_paper(done: Mapping[str, Mapping]) -> list[str]:
             [f"{method} (paper)", *(f"{areas[column] / 100:.3f}" for column in rows[0][1:])]
         )
     means = [ours[dataset] for dataset in known]
-    rows.append(["this sweep", *(f"{value:.3f}" for value in [*means, float(np.mean(means))])])
+    rows.append(["measured here", *(f"{value:.3f}" for value in [*means, float(np.mean(means))])])
     rows[-1] = rows[-1][: len(rows[0])]
     counts = ", ".join(
         f"{sum(e['dataset'] == d for e in done.values())} of {len(DATASETS[d])} of {d}"
@@ -251,7 +251,7 @@ def dataset_means(results: Mapping[str, Mapping]) -> dict[str, float]:
 
 
 def spread(runs: Sequence[Mapping[str, float]], metric: str) -> str:
-    """ "0.912 ± 0.004" (deviation with n - 1), "0.912" for one run, "-" where one lacks it."""
+    """ "0.912 ± 0.004", mean and sample standard deviation; "0.912" for one run, "-" for a gap."""
     values = [run[metric] for run in runs if metric in run]
     if len(values) < len(runs):
         return "-"
@@ -330,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> dict[str, str]:
-    """Run the sweep, print its tables and write its file; returns what failed, with the reason."""
+    """Run it, print its tables and write its file; returns what failed, with the reason."""
     device = choose_device(args.device)
     entries = plan(args.sources)
     weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())

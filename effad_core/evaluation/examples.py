@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 METHODS = {  # title of a map's column -> where a prediction has it
-    "student–teacher": "st_map",
+    "student-teacher": "st_map",
     "autoencoder": "ae_map",
     "combined": "map",
 }

@@ -24,7 +24,7 @@ def alone(path: Path, lock: Path, choice: str) -> Iterator[None]:
     """Lock `path` while the block runs.
 
     Args:
-        path: a folder or a file, for the sentence.
+        path: a folder or a file, for the error message.
         lock: the file that stands for it; its folder is created.
         choice: the argument or option that names another.
 

@@ -104,7 +104,7 @@ def load_weights(
     Args:
         module: receives them.
         weights: by name.
-        path: where they come from, for the sentence.
+        path: where they come from, for the error message.
         may_be_nan: names of tensors whose values may not have been found yet.
 
     Raises:
@@ -141,7 +141,7 @@ def load_state(
     Args:
         optimizer: receives it.
         entries: by "<number of the parameter>.<name>"; each parameter has all names or none.
-        path: where they come from, for the sentence.
+        path: where they come from, for the error message.
 
     Raises:
         RunError: naming the file and the first entry that does not fit.
