@@ -257,7 +257,7 @@ def _findings(
         findings.append(
             f"these images lie far from the pretraining images, {distance:.1f} standard "
             f"deviations on average and beyond {SHIFTED:.0f} in {len(shifted)} of {count} "
-            "channels: check that they are no noise, or distil a teacher on images that resemble yours"
+            "channels: check that they are no noise, or distil a teacher on images like yours"
         )
     if effective_channels < FEW and len(dead) + len(nonfinite) < count:
         findings.append(
