@@ -71,6 +71,10 @@ class EfficientAD(nn.Module, Predictor):
             large.
     """
 
+    mu: Tensor
+    sigma: Tensor
+    quantiles: Tensor
+
     def __init__(
         self,
         size: str = "small",

@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.transforms import resize, to_tensor
@@ -160,9 +161,13 @@ class Predictor(ABC):
     def combined_maps(self, images: Tensor) -> Tensor:
         """Combined, student-teacher and autoencoder map, (N, 3, H, W), of uint8 (N, 3, H, W)."""
 
-    def predict(
-        self, image: ImageLike | Sequence[ImageLike], batch_size: int = 8
-    ) -> Prediction | list[Prediction]:
+    @overload
+    def predict(self, image: ImageLike, batch_size: int = ...) -> Prediction: ...
+
+    @overload
+    def predict(self, image: Sequence[ImageLike], batch_size: int = ...) -> list[Prediction]: ...
+
+    def predict(self, image, batch_size=8):
         """Anomaly map and score of an image, or of each image of a sequence (Algorithm 2).
 
         Args:
@@ -180,11 +185,8 @@ class Predictor(ABC):
                 not finite.
         """
         many = isinstance(image, Sequence) and not isinstance(image, str)
-        if not many and not (isinstance(image, np.ndarray) and image.ndim == 4):
-            image, many = [image], False
-        else:
-            many = True
-        found = [prediction for _, prediction in self.stream(image, batch_size)]
+        many = many or (isinstance(image, np.ndarray) and image.ndim == 4)
+        found = [one for _, one in self.stream(image if many else [image], batch_size)]
         return found if many else found[0]
 
     def stream(
