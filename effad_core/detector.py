@@ -69,6 +69,11 @@ class EfficientAD(nn.Module, Predictor):
     Raises:
         ValueError: for an unknown size, a number of another type, or one that is too small or too
             large.
+
+    Example:
+        >>> detector = EfficientAD("small").load_teacher()
+        >>> sum(p.numel() for p in detector.parameters())
+        8057856
     """
 
     mu: Tensor

@@ -183,6 +183,11 @@ class Predictor(ABC):
             DataError: for an unreadable file or an array of another type or shape.
             ValueError: if the detector has no quantiles, or the map of an image, which is named, is
                 not finite.
+
+        Example:
+            >>> prediction = detector.predict(scenario.test[0].path)
+            >>> prediction.map.shape, type(prediction.score)
+            ((480, 480), <class 'float'>)
         """
         many = isinstance(image, Sequence) and not isinstance(image, str)
         many = many or (isinstance(image, np.ndarray) and image.ndim == 4)

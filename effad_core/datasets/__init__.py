@@ -80,6 +80,11 @@ def open_scenario(
 
     Raises:
         DataError: if the name or folder does not exist or cannot be used.
+
+    Example:
+        >>> scenario = open_scenario("tray")
+        >>> len(scenario.train), len(scenario.validation), len(scenario.test)
+        (200, 40, 120)
     """
     options = {"validation_fraction": validation_fraction, "seed": seed}
     if source in SOLAR_SCENARIOS:

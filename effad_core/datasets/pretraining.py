@@ -223,6 +223,10 @@ def open_pretraining(
 
     Raises:
         DataError: if the folder is missing or empty, or Imagenette cannot be downloaded.
+
+    Example:
+        >>> len(open_pretraining())  # the photographs that come with scikit-image and scikit-learn
+        12
     """
     if source is None or source == "photographs":
         return PretrainingImages(

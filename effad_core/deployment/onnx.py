@@ -47,6 +47,11 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
         RunError: if the package onnx or onnxscript is missing, or the path does not end so.
         ValueError: if the detector has no quantiles, or a number is not finite; or if it has
             thresholds that were not found in float32, in which the file computes.
+
+    Example:
+        >>> export(detector, folder / "detector.onnx")
+        >>> (folder / "detector.onnx").is_file()
+        True
     """
     path = Path(path)
     if path.suffix != ".onnx":

@@ -54,6 +54,11 @@ def prepare(
     Raises:
         ValueError: if the detector has no quantiles, for an unknown precision, or if its weights
             are not finite in it.
+
+    Example:
+        >>> prepared = prepare(detector, "cpu")
+        >>> prepared.predict(scenario.test[0].path).map.shape
+        (480, 480)
     """
     return PreparedDetector(detector, device, precision, compile)
 

@@ -193,6 +193,11 @@ def evaluate(
         DataError: for an image that cannot be read.
         ValueError: if there are no samples, the detector has no quantiles, or the map of an image,
             which is named, is not finite.
+
+    Example:
+        >>> evaluation = evaluate(detector, scenario, device="cpu")
+        >>> list(evaluation.auroc())
+        ['combined', 'student-teacher', 'autoencoder']
     """
     whole = isinstance(scenario, Scenario)
     samples = tuple(scenario.test if whole else scenario)
