@@ -4,6 +4,7 @@
 """
 
 import os
+import warnings
 from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 from effad_core.acceleration.devices import choose_device
 from effad_core.acceleration.precision import (
     PRECISIONS,
+    SLOW,
     computing_in,
     number_format,
     resolve_precision,
+    slowdown,
 )
 from effad_core.datasets.transforms import normalise
 from effad_core.errors import RunError
@@ -313,6 +316,15 @@ class EfficientAD(nn.Module, Predictor):
                 raise RunError(f"{path} has damaged quantiles: {error}") from None
         detector.card = {"teacher": "unknown"} | header["card"]
         detector.use_device(device)
+        if detector.precision == "bfloat16":
+            times = slowdown(detector.precision, detector.device, detector.size)
+            if times > SLOW:
+                warnings.warn(
+                    f"{path} computes in bfloat16, for which this machine takes {times:.0f} times "
+                    'as long as for float32: set detector.precision = "float32" and find its '
+                    "thresholds anew (effad threshold DETECTOR GOOD_IMAGES --precision float32)",
+                    stacklevel=2,
+                )
         return detector.eval()
 
 

@@ -454,3 +454,14 @@ def test_a_prediction_has_the_maximum_of_each_map(narrow, drawn):
     expected = ad.combined_maps(image[None])[0].flatten(1).amax(dim=1)
     scores = (prediction.score, prediction.st_score, prediction.ae_score)
     assert scores == tuple(expected.tolist())
+
+
+def test_a_format_that_this_machine_is_slow_in_is_said_when_loading(narrow, tmp_path, monkeypatch):
+    ad = narrow()
+    ad.precision = "bfloat16"
+    ad.save(tmp_path / "x.safetensors")
+    monkeypatch.setattr(detector, "slowdown", lambda *_: 31.4)
+    with pytest.warns(UserWarning, match=r"takes 31 times as long as for float32: set detector"):
+        EfficientAD.load(tmp_path / "x.safetensors", "cpu")
+    monkeypatch.setattr(detector, "slowdown", lambda *_: 1.1)
+    EfficientAD.load(tmp_path / "x.safetensors", "cpu")  # a warning would be an error
