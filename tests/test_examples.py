@@ -6,7 +6,8 @@ from importlib import import_module
 import pytest
 
 MODULES = (
-    *("acceleration.devices", "losses", "metrics", "statistics", "storage.shipped", "thresholds"),
+    *("acceleration.devices", "errors", "losses", "metrics", "statistics", "storage.shipped"),
+    "thresholds",
 )
 
 
