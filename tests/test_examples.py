@@ -14,9 +14,9 @@ import pytest
 
 MODULES = (
     *("acceleration.devices", "datasets", "datasets.pretraining", "deployment.inspection"),
-    *("deployment.onnx", "deployment.prepared", "detector", "evaluation.scores", "losses"),
-    *("metrics", "prediction", "schedule", "statistics", "storage.shipped", "thresholds"),
-    "training",
+    *("deployment.onnx", "deployment.prepared", "detector", "errors", "evaluation.scores"),
+    *("losses", "metrics", "prediction", "schedule", "statistics", "storage.shipped"),
+    *("thresholds", "training"),
 )
 
 

