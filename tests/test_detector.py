@@ -409,8 +409,9 @@ def test_thresholds_hold_in_one_number_format(narrow):
     assert (ad.threshold, ad.pixel_threshold) == (0.5, 0.6)
     for precision, threshold in (("float32", 0.5), (None, 0.5), ("bfloat16", None)):
         prepared = prepare(ad, "cpu", precision)
-        assert (prepared.threshold == threshold and prepared.precision == precision) or ad.precision
-        assert (prepared.pixel_threshold is None) == (threshold is None)
+        assert prepared.precision == (precision or "float32-winograd")
+        assert prepared.threshold == threshold
+        assert prepared.pixel_threshold == (threshold and 0.6)
     ad.precision = "bfloat16"
     assert ad.threshold is None and ad.pixel_threshold is None
     ad.threshold = 0.4
