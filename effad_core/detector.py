@@ -31,6 +31,7 @@ from effad_core.prediction import Predictor
 from effad_core.statistics import StreamQuantiles
 from effad_core.storage.files import one_line
 from effad_core.storage.shipped import shipped
+from effad_core.storage.teachers import load_teacher
 from effad_core.storage.weights import load_weights, read_tensors, write_tensors
 from effad_core.thresholds import OperatingPoint
 
@@ -137,6 +138,9 @@ class EfficientAD(nn.Module, Predictor):
     def load_teacher(self, path: str | os.PathLike | None = None) -> "EfficientAD":
         """Load a distilled teacher; None takes the one shipped for this size.
 
+        Teachers that others published load too: the state dict (.pth, .pt or .safetensors) of
+        nelson1425/EfficientAD, of anomalib, and of whoever keeps its layers by the same names.
+
         Raises:
             RunError: if the file is missing, damaged, or of another architecture.
         """
@@ -145,9 +149,7 @@ class EfficientAD(nn.Module, Predictor):
             raise RunError(
                 f"there is no teacher {path}; distil one (notebook 02) and give its path"
             )
-        weights, header = read_tensors(path, "teacher", card=dict)
-        load_weights(self.teacher, weights, path)
-        self.card["teacher"] = header["card"]
+        self.card["teacher"] = load_teacher(self.teacher, path)
         return self
 
     # --- maps ----------------------------------------------------------------------------------
