@@ -1,4 +1,4 @@
-"""Teachers of other implementations give the output of those, whose forward pass is written here."""
+"""Teachers of other implementations give their output; their forward pass is written here."""
 
 from effad_core import EfficientAD, RunError
 from effad_core.datasets import normalise
