@@ -26,7 +26,8 @@ from effad_core.storage.files import one_line
 
 from tqdm.auto import tqdm
 
-from .layouts import dataset_name, list_scenarios
+from .layouts import list_scenarios
+from .published import dataset_name
 
 # SHA-256 of the published archives by file name: anomalib's source lists them, and people who
 # downloaded the archives from their publishers report the same.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from effad_core.errors import DataError
 from effad_core.storage import files
+from effad_core.storage.digests import combined, digest, inventory, names_below
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ PHOTOGRAPHS = (
     ("sklearn", "datasets/images", "china.jpg flower.jpg"),
 )
 IMAGENETTE = "imagenette2-320"  # the folder that its archive holds
+MANY = 1000  # more images than this are recognised by their names and sizes
 FEW = 100  # with fewer images than this, random crops replace whole images
 
 
@@ -63,6 +65,27 @@ class PretrainingImages:
     def describe(self) -> str:
         """One line: how many images, from where, under which licence."""
         return f"Pretraining images: {len(self)} from {self.source} ({self.licence})"
+
+    def identity(self) -> str:
+        """16 hexadecimal digits by which a run recognises these images.
+
+        They stand for the content of up to 1000 images. Of more images, of which a training draws
+        only some, reading all could take longer than the training; they stand for names and sizes.
+
+        Raises:
+            DataError: if an image is missing or cannot be opened.
+        """
+        if len(self) <= MANY:
+            return combined(inventory(self.paths))
+        names, root = names_below(self.paths)
+        try:
+            sizes = [os.path.getsize(root + name) for name in names]
+        except OSError as error:
+            raise DataError(
+                f"The pretraining image {error.filename} cannot be opened ({error.strerror}): "
+                "check the path and its permissions."
+            ) from None
+        return digest(repr([*zip(names, sizes, strict=True)]))
 
     def read(self, index: int) -> Image.Image:
         """Image `index` as 8-bit RGB, from memory if it was read before (do not write into it)."""

@@ -76,7 +76,8 @@ def distill(
 
     Raises:
         ValueError: if the channels of teacher and extractor differ, or the batch cannot be parted.
-        RunError: if run_dir is in use, cannot be written, or holds a run with other settings.
+        RunError: if run_dir is in use, cannot be written, or holds a run with other settings or of
+            other images.
     """
     if teacher.out_channels != extractor.out_channels:
         raise ValueError(
@@ -103,6 +104,10 @@ def distill(
         "extractor": extractor.name,
         "images": images.describe(),
         "held_out": None if held_out is None else held_out.describe(),
+        "digests": {
+            "distillation": images.identity(),
+            "held-out": "none" if held_out is None else held_out.identity(),
+        },
         "seed": seed,
         "schedule": asdict(schedule),
         "start": start,

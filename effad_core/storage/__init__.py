@@ -2,6 +2,6 @@
 
 * `files`: files that are written as a whole, and locks; `weights`: networks in them
 * `teachers`: teachers in files, other implementations' too
-* `runs`: a training that can be interrupted
+* `digests`: what files hold, in 16 digits; `runs`: a training that can be interrupted
 * `shipped`: what comes with the package
 """
