@@ -112,6 +112,9 @@ def train(
         "seed": seed,
         "schedule": asdict(schedule),
     }
+    detector.full_scale = scenario.full_scale
+    if detector.full_scale is not None:  # 8-bit images: as if there was no such setting
+        config["full_scale"] = detector.full_scale
     arithmetic = describe_precision(precision, device, "training", detector.size)
     student, autoencoder = detector.student, detector.autoencoder
 
@@ -134,7 +137,7 @@ def train(
             finished = EfficientAD.load(run.folder / DETECTOR, device)
             if finished.card.get("training") == run.config:  # not one that lay here before
                 detector.load_state_dict(finished.state_dict())
-                for name in ("card", "precision", *POINTS.values()):
+                for name in ("card", "precision", "full_scale", *POINTS.values()):
                     setattr(detector, name, getattr(finished, name))
                 detector.eval()  # the new student and autoencoder are not yet
                 return row

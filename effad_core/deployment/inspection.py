@@ -24,7 +24,7 @@ from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError, printable
 from effad_core.figures import ANOMALOUS, MAP_COLOURS
 from effad_core.prediction import Prediction, Predictor
-from effad_core.storage.files import write_text
+from effad_core.storage.files import as_path, write_text
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
 
 import numpy as np
@@ -192,7 +192,7 @@ def inspect_images(
         ValueError: if there are no images, one is given twice, the detector has no quantiles, or
             its weights are damaged; or has no pixel threshold for masks or boxes.
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     names, paths = _names_and_paths(images, folder)
     detector.check_quantiles()  # before anything is deleted
     limit = detector.pixel_operating_point
@@ -299,7 +299,7 @@ def bounding_boxes(prediction: Prediction) -> list[dict[str, float]]:
 def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Path]]:
     """Paths relative to the folder of images, and the paths; none may be among the output."""
     alone = isinstance(images, str | os.PathLike)
-    root = Path(images).expanduser() if alone else None
+    root = as_path(images) if alone else None
     if alone and not root.is_file():
         paths = list_images(root, recursive=True)
         names = [path.relative_to(root) for path in paths]
@@ -310,7 +310,7 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
             )
     else:
         items = [root] if alone else images
-        paths = [item.path if isinstance(item, Sample) else Path(item) for item in items]
+        paths = [item.path if isinstance(item, Sample) else as_path(item) for item in items]
         if not paths:
             raise ValueError("there are no images to inspect: give at least one")
         whole = [Path(os.path.abspath(path)) for path in paths]
@@ -397,9 +397,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Judge images: predictions.csv and overlays.",
         epilog="example: effad predict detector.safetensors path/to/images --output verdicts",
     )
-    parser.add_argument("detector", type=Path, help="a detector.safetensors")
+    parser.add_argument("detector", type=as_path, help="a detector.safetensors")
     parser.add_argument("images", help="a folder of images, or one image")
-    parser.add_argument("--output", type=Path, default=Path("build/inspection"))
+    parser.add_argument("--output", type=as_path, default=Path("build/inspection"))
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
     parser.add_argument("--masks", action="store_true", help="write the anomalous pixels as PNG")
     parser.add_argument("--boxes", action="store_true", help="write rectangles around them as JSON")

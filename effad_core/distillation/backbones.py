@@ -11,6 +11,7 @@ from pathlib import Path
 
 from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from effad_core.errors import RunError
+from effad_core.storage.files import as_path
 from effad_core.storage.weights import load_weights
 
 import torch
@@ -164,10 +165,11 @@ def _timm_name(key: str) -> str:
 
 
 def _read(path: str | Path) -> dict[str, Tensor]:
-    if not Path(path).is_file():
+    path = as_path(path)
+    if not path.is_file():
         raise RunError(f"{path} does not exist; check the path of the weights")
     try:
-        if Path(path).suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {str(name): tensor for name, tensor in state.items()}

@@ -11,6 +11,7 @@ reported with its reason, in the tables' file too, and makes the command fail in
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ from effad_core.errors import DataError, RunError
 from effad_core.evaluation.scores import KINDS, METRICS, evaluate
 from effad_core.evaluation.tables import layout
 from effad_core.schedule import PROFILES, Schedule
-from effad_core.storage.files import remove_parts, write_text
+from effad_core.storage.files import as_path, remove_parts, write_text
 from effad_core.storage.runs import alone
 from effad_core.storage.shipped import shipped
 from effad_core.storage.weights import fingerprint
@@ -83,7 +84,9 @@ def plan(sources: Sequence[str]) -> list[Entry]:
             continue
         folders = list_scenarios(source)
         dataset = dataset_name(source)
-        entries += [Entry(dataset, folder.name, folder) for folder in folders]
+        entries += [
+            Entry(dataset, Path(os.path.abspath(folder)).name, folder) for folder in folders
+        ]
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"two scenarios are called {', '.join(twice)}: name them in two calls.")
@@ -313,9 +316,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
-    parser.add_argument("--maps", type=Path, help="write anomaly maps (float32 TIFFs) into this")
-    parser.add_argument("--runs", type=Path, default=Path("build/runs"))
-    parser.add_argument("--output", type=Path, default=Path("build/results") / RESULTS)
+    parser.add_argument("--maps", type=as_path, help="write anomaly maps (float32 TIFFs) into this")
+    parser.add_argument("--runs", type=as_path, default=Path("build/runs"))
+    parser.add_argument("--output", type=as_path, default=Path("build/results") / RESULTS)
     args = parser.parse_args(arguments)
     try:
         failed = _run(args)
