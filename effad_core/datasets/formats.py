@@ -36,23 +36,24 @@ def formats_of(path: Path) -> tuple[str, ...]:
 
 
 def lossy_format(path: Path, image: Image.Image) -> str | None:
-    """In which format a file lost detail as it was saved; None if it did not.
+    """The format in which a file lost detail as it was saved, with its article; None if it did not.
 
     Args:
         path: the file.
         image: the same, decoded, with its `format` and `info`.
     """
     if image.format in LOSSY:
-        return "JPEG" if image.format == "MPO" else image.format
+        name = "JPEG" if image.format == "MPO" else image.format
+        return f"an {name}" if name[0] in "AI" else f"a {name}"
     if image.format == "TIFF":
         compression = image.info.get("compression")
-        return "TIFF with JPEG or WebP inside" if compression in LOSSY_IN_TIFF else None
+        return "a TIFF with JPEG or WebP inside" if compression in LOSSY_IN_TIFF else None
     if image.format == "WEBP":
-        return None if _is_lossless_webp(path.read_bytes()) else "WebP with loss"
+        return None if _is_lossless_webp(path.read_bytes()) else "a WebP with loss"
     if image.format == "JPEG2000":
         # a lossless transform may still be cut short, which leaves a fringe of values
         whole = _is_reversible(path.read_bytes()) and len(np.unique(image)) <= MOST_VALUES
-        return None if whole else "JPEG 2000 with loss"
+        return None if whole else "a JPEG 2000 with loss"
     return None
 
 

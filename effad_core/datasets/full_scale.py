@@ -56,9 +56,10 @@ def find_full_scale(paths: Iterable[Path], name: str) -> int | None:
     before, after = levels_kept(present, white)
     if is_poor(before, after):
         warnings.warn(
-            f"the 16-bit training images of {name} keep {after} of {before} gray levels: nearly "
-            f"all of their values lie far below {highest}, the highest, which is in {path}; leave "
-            "out images with such spots or brighten all of them alike",
+            f"the 16-bit training images of {name} keep {after} of {before} gray levels: "
+            f"{white} is their white, of which nearly all values lie far below (the highest, "
+            f"{highest}, is in {path}); leave out images with single bright spots, or brighten all "
+            "images alike",
             stacklevel=2,
         )
     return white

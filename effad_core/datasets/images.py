@@ -221,7 +221,7 @@ def _mask_pixels(path: str | os.PathLike, size: tuple[int, int] | None) -> np.nd
         )
     if lossy := lossy_format(path, mask):
         raise DataError(
-            f"The mask {path} is a {lossy}, whose compression blurs it: save the mask as PNG, from "
+            f"The mask {path} is {lossy}, whose compression blurs it: save the mask as PNG, from "
             "its source."
         )
     mask.info.pop("transparency", None)
@@ -278,7 +278,7 @@ def _given(image: Image.Image) -> Decoded:
 
 def _from_array(array: np.ndarray, full_scale: int | None) -> Image.Image:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
-    if array.dtype not in (np.uint8, np.uint16) or not fits or array.size == 0:
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2 or not fits or array.size == 0:
         raise DataError(
             "an image array must be uint8 or uint16, of shape (H, W), (H, W, 1), (H, W, 3) in the "
             f"order RGB or (H, W, 4) in the order RGBA, not {array.dtype} of shape {array.shape}: "

@@ -20,6 +20,7 @@ from typing import TextIO
 
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import Sample, list_images
+from effad_core.datasets.images import skipped_files
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError, printable
 from effad_core.figures import ANOMALOUS, MAP_COLOURS
@@ -106,6 +107,8 @@ class Inspection:
         errors: all messages of the CSV's column error.
         operating_point, pixel_operating_point: the detector's.
         scale: end of the overlays' colour scale; None if there are none.
+        skipped: the files of the folder of images that were not taken for images, each with the
+            reason.
     """
 
     folder: Path
@@ -117,6 +120,7 @@ class Inspection:
     operating_point: OperatingPoint | None
     pixel_operating_point: OperatingPoint | None
     scale: float | None
+    skipped: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -136,6 +140,9 @@ class Inspection:
         lines += [f"error: {error}" for error in self.errors[:5]]
         if len(self.errors) > 5:
             lines.append(f"and {len(self.errors) - 5} more errors, all in the column error")
+        if self.skipped:
+            more = f" and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
+            lines.append(printable(f"no images: {', '.join(self.skipped[:3])}{more}"))
         if self.scale is not None:
             lines.append(f"colours of the overlays: 0 to {self.scale:.3g}, the same in every image")
         return "\n".join([*lines, printable(f"written to {self.folder}")])
@@ -235,7 +242,17 @@ def inspect_images(
         write_text(folder / BOXES, json.dumps(found, indent=1) + "\n")
     numbers = (counts[name] for name in ("anomalous", "normal", "unjudged", "unreadable"))
     scale = scale if overlays else None
-    return Inspection(folder, *numbers, tuple(errors), detector.operating_point, limit, scale)
+    points = detector.operating_point, limit
+    return Inspection(folder, *numbers, tuple(errors), *points, scale, _skipped(images))
+
+
+def _skipped(images: Images) -> tuple[str, ...]:
+    """What a folder of images holds beside them, by its path inside the folder, with the reason."""
+    if not isinstance(images, str | os.PathLike) or not as_path(images).is_dir():
+        return ()
+    found = skipped_files(images, recursive=True)
+    root = as_path(images)
+    return tuple(f"{path.relative_to(root).as_posix()} ({why})" for path, why in found.items())
 
 
 def overlay(

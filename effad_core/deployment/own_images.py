@@ -148,6 +148,7 @@ def summary(
         f"{len(scenario.validation)} others held out for quantiles and thresholds",
         f"computed on {detector.device} in "
         f"{describe_precision(precision, detector.device, 'training', detector.size)}",
+        *([f"white in 16-bit images: {detector.full_scale}"] if detector.full_scale else []),
         f"images: {points[0]}",
         f"pixels: {points[1]}",
     ]
