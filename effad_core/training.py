@@ -137,7 +137,7 @@ def train(
             finished = EfficientAD.load(run.folder / DETECTOR, device)
             if finished.card.get("training") == run.config:  # not one that lay here before
                 detector.load_state_dict(finished.state_dict())
-                for name in ("card", "precision", "full_scale", *POINTS.values()):
+                for name in ("card", "precision", *POINTS.values()):
                     setattr(detector, name, getattr(finished, name))
                 detector.eval()  # the new student and autoencoder are not yet
                 return row
