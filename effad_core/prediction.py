@@ -119,9 +119,12 @@ class Predictor(ABC):
         image_size: (H, W) in pixels, to which images are resized.
         operating_point, pixel_operating_point: the thresholds of scores and of pixels with what is
             known of them, or None.
+        full_scale: the white of 16-bit images, found on those trained on; None if they had 8 bits:
+            then an image's own file says, or 65535 is white (see `datasets.depth`).
     """
 
     image_size: tuple[int, int]
+    full_scale: int | None = None
     operating_point: OperatingPoint | None
     pixel_operating_point: OperatingPoint | None
 
@@ -171,8 +174,10 @@ class Predictor(ABC):
         """Anomaly map and score of an image, or of each image of a sequence (Algorithm 2).
 
         Args:
-            image: a path, a PIL image, a uint8 array (H, W, 3) or (H, W), or a sequence of these;
-                an array (N, H, W, 3) is a sequence.
+            image: a path, a PIL image, a an array, or a sequence of these. An array is uint8 or
+                uint16, of shape (H, W), (H, W, 1), (H, W, 3) in the order RGB (OpenCV's order is
+                BGR: give array[..., ::-1]) or (H, W, 4) in the order RGBA; with one dimension
+                more, (N, ...), it is a sequence.
             batch_size: images that go through the networks at once.
 
         Returns:
@@ -214,7 +219,7 @@ class Predictor(ABC):
         batch, pixels = [], 0  # of (name, image or error)
         for index, item in enumerate(images):
             try:
-                opened = open_image(item)
+                opened = open_image(item, self.full_scale)
                 pixels += opened.width * opened.height
             except (DataError, OSError) as error:
                 if not keep_going:

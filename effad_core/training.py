@@ -123,6 +123,9 @@ def train(
         "seed": seed,
         "schedule": asdict(schedule),
     }
+    detector.full_scale = scenario.full_scale
+    if detector.full_scale is not None:  # 8-bit images: as if there was no such setting
+        config["full_scale"] = detector.full_scale
     arithmetic = describe_precision(precision, device, "training", detector.size)
     student, autoencoder = detector.student, detector.autoencoder
 

@@ -118,7 +118,10 @@ def test_a_file_and_its_pil_image_agree_in_every_mode(narrow, drawn, tmp_path, m
     ("image", "message"),
     [
         (np.zeros((8, 8, 3), np.float32), "not float32"),
-        (np.zeros((8, 8, 4), np.uint8), "shape .8, 8, 4."),
+        (np.zeros((8, 8, 3), bool), "not bool"),
+        (np.zeros((8, 8, 3), np.int32), "not int32"),
+        (np.zeros((8, 8, 2), np.uint8), "shape .8, 8, 2."),
+        (np.zeros((3, 8, 8), np.uint8), "shape .3, 8, 8."),
         (np.zeros((0, 8, 3), np.uint8), "shape .0, 8, 3."),
         (7, "not int"),
         ("absent.png", "absent.png does not exist"),

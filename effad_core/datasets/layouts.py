@@ -90,7 +90,8 @@ def list_scenarios(root: str | os.PathLike) -> list[Path]:
     """
     root = Path(os.path.expanduser(root))
     _check_folder(root)
-    if _has_train_good(root) or (is_visa_object(root) and root.name in visa_objects(root.parent)):
+    whole = Path(os.path.abspath(root))  # "." has no name
+    if _has_train_good(root) or (is_visa_object(root) and whole.name in visa_objects(whole.parent)):
         return [root]
     if found := _scenarios(root):
         return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from effad_core.errors import DataError
 from effad_core.storage import files
 from effad_core.storage.digests import combined, digest, inventory, names_below
+from effad_core.storage.files import as_path
 
 import numpy as np
 import torch
@@ -260,12 +261,12 @@ def open_pretraining(
         )
     if source == "imagenette":
         return PretrainingImages(
-            _imagenette(Path(root or "data").expanduser()),
+            _imagenette(as_path(root or "data")),
             "Imagenette, ten classes of ImageNet",
             "Apache-2.0 for the selection, ImageNet's terms of access for the images",
             cache_megabytes,
         )
-    folder = Path(source).expanduser()
+    folder = as_path(source)
     if not folder.is_dir():
         raise DataError(
             f"The pretraining images {source} are no folder: name an existing folder of images, "
@@ -273,7 +274,7 @@ def open_pretraining(
         )
     return PretrainingImages(
         list_images(folder, recursive=True),
-        f"the folder {folder.name}",
+        f"the folder {Path(os.path.abspath(folder)).name}",
         "the licence of the images in that folder",
         cache_megabytes,
     )

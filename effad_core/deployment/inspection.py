@@ -20,11 +20,12 @@ from typing import TextIO
 
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import Sample, list_images
+from effad_core.datasets.images import skipped_files
 from effad_core.deployment.overlays import bounding_boxes, overlay
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError, printable
 from effad_core.prediction import Prediction, Predictor
-from effad_core.storage.files import write_text
+from effad_core.storage.files import as_path, write_text
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
 
 import numpy as np
@@ -107,6 +108,8 @@ class Inspection:
         errors: all messages of the CSV's column error.
         operating_point, pixel_operating_point: the detector's.
         scale: end of the overlays' colour scale; None if there are none.
+        skipped: the files of the folder of images that were not taken for images, each with the
+            reason.
     """
 
     folder: Path
@@ -118,6 +121,7 @@ class Inspection:
     operating_point: OperatingPoint | None
     pixel_operating_point: OperatingPoint | None
     scale: float | None
+    skipped: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -137,6 +141,9 @@ class Inspection:
         lines += [f"error: {error}" for error in self.errors[:5]]
         if len(self.errors) > 5:
             lines.append(f"and {len(self.errors) - 5} more errors, all in the column error")
+        if self.skipped:
+            more = f" and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
+            lines.append(printable(f"no images: {', '.join(self.skipped[:3])}{more}"))
         if self.scale is not None:
             lines.append(f"colours of the overlays: 0 to {self.scale:.3g}, the same in every image")
         return "\n".join([*lines, printable(f"written to {self.folder}")])
@@ -198,7 +205,7 @@ def inspect_images(
         >>> inspection.images, sorted(path.name for path in folder.iterdir())
         (2, ['overlays', 'predictions.csv'])
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     names, paths = _names_and_paths(images, folder)
     detector.check_quantiles()  # before anything is deleted
     limit = detector.pixel_operating_point
@@ -241,13 +248,23 @@ def inspect_images(
         write_text(folder / BOXES, json.dumps(found, indent=1) + "\n")
     numbers = (counts[name] for name in ("anomalous", "normal", "unjudged", "unreadable"))
     scale = scale if overlays else None
-    return Inspection(folder, *numbers, tuple(errors), detector.operating_point, limit, scale)
+    points = detector.operating_point, limit
+    return Inspection(folder, *numbers, tuple(errors), *points, scale, _skipped(images))
+
+
+def _skipped(images: Images) -> tuple[str, ...]:
+    """What a folder of images holds beside them, by its path inside the folder, with the reason."""
+    if not isinstance(images, str | os.PathLike) or not as_path(images).is_dir():
+        return ()
+    found = skipped_files(images, recursive=True)
+    root = as_path(images)
+    return tuple(f"{path.relative_to(root).as_posix()} ({why})" for path, why in found.items())
 
 
 def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Path]]:
     """Paths relative to the folder of images, and the paths; none may be among the output."""
     alone = isinstance(images, str | os.PathLike)
-    root = Path(images).expanduser() if alone else None
+    root = as_path(images) if alone else None
     if alone and not root.is_file():
         paths = list_images(root, recursive=True)
         names = [path.relative_to(root) for path in paths]
@@ -258,7 +275,7 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
             )
     else:
         items = [root] if alone else images
-        paths = [item.path if isinstance(item, Sample) else Path(item) for item in items]
+        paths = [item.path if isinstance(item, Sample) else as_path(item) for item in items]
         if not paths:
             raise ValueError("there are no images to inspect: give at least one")
         whole = [Path(os.path.abspath(path)) for path in paths]
@@ -345,9 +362,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Judge images: predictions.csv and overlays.",
         epilog="example: effad predict detector.safetensors path/to/images --output verdicts",
     )
-    parser.add_argument("detector", type=Path, help="a detector.safetensors")
+    parser.add_argument("detector", type=as_path, help="a detector.safetensors")
     parser.add_argument("images", help="a folder of images, or one image")
-    parser.add_argument("--output", type=Path, default=Path("build/inspection"))
+    parser.add_argument("--output", type=as_path, default=Path("build/inspection"))
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
     parser.add_argument("--masks", action="store_true", help="write the anomalous pixels as PNG")
     parser.add_argument("--boxes", action="store_true", help="write rectangles around them as JSON")

@@ -80,7 +80,7 @@ class PreparedDetector(Predictor):
             precision = own if self.device.type == "cpu" else number_format(own)
         precision = resolve_precision(precision, self.device, "inference", allowed, detector.size)
         self.precision = precision
-        self.image_size = detector.image_size
+        self.image_size, self.full_scale = detector.image_size, detector.full_scale
         same = number_format(precision) == number_format(detector.precision)
         self.operating_point = detector.operating_point if same else None
         self.pixel_operating_point = detector.pixel_operating_point if same else None

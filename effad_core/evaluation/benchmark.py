@@ -11,6 +11,7 @@ reported with its reason, in the tables' file too, and makes the command fail in
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,7 @@ from effad_core.evaluation.scores import KINDS, METRICS, evaluate
 from effad_core.evaluation.tables import layout
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.digests import digest, inventory
-from effad_core.storage.files import remove_parts, write_text
+from effad_core.storage.files import as_path, remove_parts, write_text
 from effad_core.storage.runs import alone
 from effad_core.storage.shipped import shipped
 from effad_core.storage.weights import fingerprint
@@ -86,7 +87,8 @@ def plan(sources: Sequence[str]) -> list[Entry]:
             continue
         name = dataset_name(source)
         for folder in list_scenarios(source):
-            entries.append(Entry(published(folder) or name, folder.name, folder))
+            own = Path(os.path.abspath(folder)).name  # "." has none
+            entries.append(Entry(published(folder) or name, own, folder))
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"two scenarios are called {', '.join(twice)}: name them in two calls.")
@@ -338,9 +340,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
-    parser.add_argument("--maps", type=Path, help="write anomaly maps (float32 TIFFs) into this")
-    parser.add_argument("--runs", type=Path, default=Path("build/runs"))
-    parser.add_argument("--output", type=Path, default=Path("build/results") / RESULTS)
+    parser.add_argument("--maps", type=as_path, help="write anomaly maps (float32 TIFFs) into this")
+    parser.add_argument("--runs", type=as_path, default=Path("build/runs"))
+    parser.add_argument("--output", type=as_path, default=Path("build/results") / RESULTS)
     args = parser.parse_args(arguments)
     try:
         failed = _run(args)

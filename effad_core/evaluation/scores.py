@@ -16,7 +16,7 @@ from pathlib import Path
 from effad_core.datasets import Sample, Scenario
 from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
 from effad_core.prediction import Predictor
-from effad_core.storage.files import write_file, write_text
+from effad_core.storage.files import as_path, write_file, write_text
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class Evaluation:
             for index, sample in enumerate(self.samples)
         ]
         content = {"scenario": self.name, **details, "metrics": metrics, "images": rows}
-        folder = Path(run_dir)
+        folder = as_path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / METRICS, json.dumps(content, indent=1) + "\n")
         return metrics
@@ -159,7 +159,7 @@ class Evaluation:
         """
         if self.maps is None:
             raise ValueError("there are no maps to save: call evaluate(..., keep_maps=True)")
-        root = Path(folder) / self.name
+        root = as_path(folder) / self.name
         paths = [root / "test" / s.anomaly_type / f"{s.path.stem}.tiff" for s in self.samples]
         for path, count in Counter(paths).items():
             if count > 1:

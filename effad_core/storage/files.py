@@ -20,6 +20,11 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}  # of a disk that has none
 
 
+def as_path(path: str | os.PathLike) -> Path:
+    """A path as the user gives it; "~" is the home folder."""
+    return Path(os.path.expanduser(path))
+
+
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` write a file beside `path`, then move it there: `path` is never half-written.
 
@@ -38,12 +43,13 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a file beside `path`, then move it there.
+    """Let `write` write a file beside `path`, then move it there; missing folders are made.
 
     Raises:
         RunError: if it cannot be written; `path` is then what it was.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, write)
     except OSError as error:
         raise RunError(

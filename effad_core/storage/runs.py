@@ -13,7 +13,7 @@ from effad_core.acceleration.precision import PRECISIONS, resolve_precision
 from effad_core.errors import RunError
 from effad_core.storage import files
 from effad_core.storage.digests import Inventory, combined, difference
-from effad_core.storage.files import write_text
+from effad_core.storage.files import as_path, write_text
 from effad_core.storage.weights import load_state, load_weights, read_tensors, write_tensors
 
 import torch
@@ -69,7 +69,7 @@ def settled_precision(
     """
     if precision == "auto" and folder is not None:
         try:
-            config = json.loads((Path(folder) / Run.CONFIG).read_text(encoding="utf-8"))
+            config = json.loads((as_path(folder) / Run.CONFIG).read_text(encoding="utf-8"))
             if config["schedule"]["precision"] in PRECISIONS:
                 precision = config["schedule"]["precision"]
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -117,7 +117,7 @@ class Run:
         notes: Mapping[str, str] | None = None,
         images: Mapping[str, Inventory] | None = None,
     ):
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else as_path(folder)
         self.config = json.loads(json.dumps(config))
         self.images = dict(images or {})
         self.notes = dict(notes or {})

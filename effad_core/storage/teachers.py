@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from effad_core.errors import RunError
-from effad_core.storage.files import one_line
+from effad_core.storage.files import as_path, one_line
 from effad_core.storage.weights import fingerprint, load_weights, read_tensors
 
 import torch
@@ -32,7 +32,7 @@ def load_teacher(teacher: nn.Sequential, path: str | Path) -> dict:
     Raises:
         RunError: if the file is missing, damaged, or of another architecture.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_file() and not _is_own(path):
         weights = _renamed(read_state_dict(path), teacher, path)
         card = {"file": path.name, "weights": fingerprint(weights), "format": "a state dict"}
@@ -49,10 +49,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         RunError: if the file is missing or cannot be read; nothing but tensors is unpickled.
     """
-    if not Path(path).is_file():
+    path = as_path(path)
+    if not path.is_file():
         raise RunError(f"{path} does not exist; check the path of the weights")
     try:
-        if Path(path).suffix == ".safetensors":
+        if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
         return {str(name): tensor for name, tensor in state.items()}
