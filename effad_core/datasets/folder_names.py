@@ -16,9 +16,10 @@ PRIVATE, UNCLEAR, UNKNOWN = "private", "unclear", "unknown"
 
 _SAID = {
     NORMAL: """
-        good ok okay pass passed accept accepted acceptable normal nominal intact clean healthy
-        perfect correct conform conforming conformant compliant approved pristine golden sound
-        gut gute gutteil io inordnung einwandfrei bestanden
+        good ok okay pass passed passing accept accepted acceptable normal nominal intact clean
+        healthy perfect correct conform conforming conformant compliant approved pristine golden
+        sound usable functional go
+        gut gute gutteil intakt heil sauber io inordnung einwandfrei bestanden
         bon bons bonne bien conforme sain saine accepte
         bueno buena correcto correcta aceptado sano buono buona buoni accettato
         bom boa aprovado goed goede goedgekeurd dobry dobre dobra iyi saglam
@@ -26,21 +27,21 @@ _SAID = {
         хорошие хороший годные годный годен норма
         良品 合格 正常 好品 양품 정상 합격""",
     ANOMALOUS: """
-        bad ng nok ko nio fail failed failure fault faulty reject rejected defect defective
+        bad ng nok ko nio fail failed failing failure fault faulty reject rejected defect defective
         abnormal abnormality anomaly anomalies anomalous outlier scrap error invalid unhealthy
-        diseased incorrect wrong flaw flawed poor inferior
-        broken damage damaged bent bend scratch crack cracked dent hole cut poke squeeze squeezed
-        missing pinhole contamination contaminated misplaced misaligned manipulated swap swapped
-        torn rust rusty corrosion corroded stain dirt dirty burnt burned deformed deformation leak
-        void porosity bubble chipped burr peeling wrinkle foreign discoloration discolored
-        inclusion crazing pitted pitting fracture fractured blister delamination worn smudge warped
-        gouge notch flipped frayed ripped incomplete
+        diseased sick irregular deviation unusable malfunction incorrect wrong flaw flawed
+        poor inferior broken damage damaged bent bend scratch crack cracked dent hole cut poke
+        squeeze squeezed missing pinhole contamination contaminated misplaced misaligned manipulated
+        swap swapped torn rust rusty corrosion corroded stain dirt dirty burnt burned deformed
+        deformation leak void porosity bubble chipped burr peeling wrinkle foreign discoloration
+        discolored inclusion crazing pitted pitting fracture fractured blister delamination worn
+        smudge warped gouge notch flipped frayed ripped incomplete
         schlecht schlechte schlechtteil fehler fehlerhaft defekt ausschuss kaputt mangel maengel
         mangelhaft anomal anomalie beschadigt beschaedigt kratzer riss risse beule delle bruch
         gebrochen verbogen verschmutzt schmutz fleck loch rost durchgefallen
         mauvais mauvaise defaut defectueux defectueuse rebut anormal anormale rayure fissure casse
         tache trou rejete
-        malo mala defecto defectuoso rechazado rechazo anomalia fallo fallado grieta roto rota
+        mal malo mala defecto defectuoso rechazado rechazo anomalia fallo fallado grieta roto rota
         difetto difetti difettoso difettosi scarto scarti guasto anomalo anomali graffio crepa rotto
         ruim defeito defeituoso reprovado rejeitado trinca quebrado
         slecht slechte fout afgekeurd afkeur zly zla zle wada wady wadliwy wadliwe vada vadny vadne
@@ -76,10 +77,9 @@ _SAYS_NOTHING = """
     small medium large big the of and und from at in on for by
     january february march april may june july august september october november december
     jan feb mar apr jun jul aug sep sept oct nov dec
-    monday tuesday wednesday thursday friday saturday sunday mon tue wed thu fri sat sun"""
-NEUTRAL = frozenset(_SAYS_NOTHING.split())
-FILLERS = tuple(sorted(word for word in NEUTRAL if len(word) > 2))  # "goodparts", "testset"
-_NEGATION = "not non no un without nicht kein keine ohne sans senza sin nao niet nie ne не"
+    monday tuesday wednesday thursday friday saturday sunday mon tue wed thu fri sat sun
+    画像 写真 部品 図 图像 图片 样本 樣本 照片 零件 이미지 사진 샘플"""
+_NEGATION = "not non no un without nicht kein keine ohne sans pas senza sin nao niet nie ne не"
 NOT = tuple(_NEGATION.split())
 FREE = ("free", "frei", "less")
 ENDINGS = ("s", "es", "ed", "e", "en", "n")
@@ -95,6 +95,8 @@ def plain(text: str) -> str:
     return "".join(char for char in parts if unicodedata.category(char) != "Mn")
 
 
+NEUTRAL = frozenset(map(plain, _SAYS_NOTHING.split()))
+FILLERS = tuple(sorted(w for w in NEUTRAL if len(w) > 2 and w.isascii()))  # "goodparts", "testset"
 WORDS = {plain(word): meaning for meaning, words in _SAID.items() for word in words.split()}
 
 
@@ -103,6 +105,7 @@ def words(name: str) -> list[str]:
     name = unicodedata.normalize("NFKC", name)
     name = re.sub(r"(?<=[a-zß-ÿ])(?=[A-ZÀ-Þ])", " ", name)
     name = re.sub(r"(?<=[A-Z])(?=[A-Z][a-z])", " ", name)
+    name = re.sub(r"(?<=[A-Za-z])(?=[^\W\d_])(?![A-Za-zß-ɏ\u0300-\u036f])", " ", name)  # "OK画像"
     return re.findall(r"[^\W\d_]+", plain(name))
 
 

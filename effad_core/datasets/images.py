@@ -5,12 +5,11 @@ import os
 import warnings
 from pathlib import Path
 
+from effad_core.datasets.folder_names import system_reason
 from effad_core.errors import DataError
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
-
-from .folder_names import system_reason
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")

@@ -37,7 +37,7 @@ from .images import SUFFIXES, find_images, list_images, missing, refuse_folder
 from .loco import CONFIG, read_defect_kinds
 from .masks import pair_masks, require_masks, set_aside
 from .scenario import GOOD, Sample, good_samples
-from .verdicts import MADE, SETTLE, Found
+from .verdicts import MADE, SETTLE, Found, check_no_masks
 
 SPLITS = (TRAIN, VALIDATION, TEST, "ground_truth")
 NO_PLACE = f"no part of a layout with train/{GOOD}"
@@ -156,6 +156,7 @@ def _good_of(root: Path, split: Path) -> tuple[tuple[Sample, ...], tuple[str, ..
         ignored += below(root, [file.parent for file in files], reason)
     if direct := set_aside(find_images(split))[0]:
         raise DataError(f"{direct[0]} lies directly in {split.name}: move it into {good[0]}.")
+    check_no_masks(images)
     return good_samples(images), ignored
 
 

@@ -32,6 +32,7 @@ from .folder_names import (
     meanings,
     plain,
     unknown_words,
+    without_mask_word,
 )
 from .ignored import below, ignored_files
 from .images import find_images, read_mask_values
@@ -39,7 +40,8 @@ from .masks import Masks, pair_masks, require_masks, set_aside
 from .scenario import GOOD, Sample, good_samples
 
 SPLITS = (TRAIN, VALIDATION, TEST)
-SETTLE = "`effad train --normal FOLDER --anomalous FOLDER` or open_scenario(normal=, anomalous=)"
+SETTLE = "`effad train --normal FOLDER --anomalous FOLDER` (in Python open_scenario(normal=...))"
+PAIRS = ("01", "pf", "ox", "gb", "gn", "na", "tf", "yn", "+-")  # of folders, which may be verdicts
 Folders = Mapping[Path, tuple[str, ...]]  # file -> the names of its folders below the root
 Said = Mapping[Path, frozenset[str]]  # file -> what these names say
 MADE = "thumbnails or overlays of the images beside them"
@@ -92,7 +94,7 @@ def read_by_names(root: Path) -> Found:
         raise _no_train_good(root, empty[0])
     if not beside and all(names <= {UNKNOWN} for names in said.values()):
         _check_that_names_say_nothing(root, images)
-        check_no_masks(images)
+        check_no_masks(images, said_to_be_good=False)
         return Found(good_samples(images), (), (), _all_good(root, images), ignored)
     found = _sorted_by_verdict(root, images, folders, said, beside)
     return replace(found, ignored=ignored + found.ignored)
@@ -116,8 +118,8 @@ def _sorted_by_verdict(
     }
     ignored = ()
     verdicts = {image: _verdict(root, image, folders[image], said[image]) for image in images}
-    open_or_bad = {i: folders[i] for i in images if verdicts[i] != NORMAL}
-    paired, alone = pair_masks(open_or_bad, masks)
+    to_mask = {image: folders[image] for image in images if verdicts[image] != NORMAL}
+    paired, alone = pair_masks(to_mask, masks)
     for image, paths in beside.items():
         if image in paired:
             raise DataError(
@@ -233,12 +235,11 @@ def _check_that_names_say_nothing(root: Path, images: Sequence[Path]) -> None:
             below_of[folder.parent].add(folder.name)
     for parent, names in sorted(below_of.items()):
         apart = {unknown_words(name) for name in names}
-        if len(apart) > 1 or {name.strip() for name in names} == {"0", "1"}:
+        if len(apart) > 1 or {plain(name) for name in names} in map(set, PAIRS):
             shown = ", ".join(sorted(names)[:5])
             raise DataError(
-                f"{parent} holds images in the folders {shown}, whose names do not say whether "
-                f"all show good parts: if they do, `effad train --normal {root}` or "
-                f"open_scenario(normal={str(root)!r}), else {SETTLE}."
+                f"{parent} holds images in the folders {shown}, whose names do not say whether all "
+                f"show good parts: if they do, use `effad train --normal {root}`, else {SETTLE}."
             )
     bad = [image for image in images if _says_bad(image.stem)]
     if bad and len(bad) < len(images):
@@ -248,32 +249,34 @@ def _check_that_names_say_nothing(root: Path, images: Sequence[Path]) -> None:
         )
 
 
-def check_no_masks(images: Sequence[Path]) -> None:
+def check_no_masks(images: Sequence[Path], said_to_be_good: bool = True) -> None:
     """Refuse images to train on that may be masks, judged by their files' names.
 
+    What all of them are called ("gas_mask_01", "label_1") says nothing, unless each name ends like
+    a mask's in a folder of which nothing else is known.
+
+    Args:
+        images: without masks that lie beside their images.
+        said_to_be_good: whether their folders' names say so.
+
     Raises:
-        DataError: if one is called like a mask, or differs from another in its suffix alone.
+        DataError: if some are called like masks, or one differs from another in its suffix alone.
     """
-    orphans = [image for image in images if (companion(image.stem) or ("", ""))[1] == MASK]
-    named_last = [image for image in orphans if not _begins_like_a_mask(image.stem)]
-    if orphans and (len(orphans) < len(images) or named_last):
+    called = [image for image in images if (companion(image.stem) or ("", ""))[1] == MASK]
+    ending = [image for image in called if without_mask_word(image.stem) != image.stem]
+    if called and (len(called) < len(images) or (ending and not said_to_be_good)):
         raise DataError(
-            f"{orphans[0]} is called like a mask, but there is no image beside it that it belongs "
+            f"{called[0]} is called like a mask, but there is no image beside it that it belongs "
             f"to: move it away, or say which images are good with {SETTLE}."
         )
     by_stem = {}
     for image in images:
         other = by_stem.setdefault(image.with_suffix(""), image)
-        if other != image:
+        if other != image and not said_to_be_good:
             raise DataError(
                 f"{other} and {image} differ in their suffix alone, so that one may be a mask or a "
                 f"copy: keep one of them, or say which is which with {SETTLE}."
             )
-
-
-def _begins_like_a_mask(stem: str) -> bool:
-    """Whether a file's name begins with the word for a mask, as "label_1" does."""
-    return re.match(r"(mask|label|gt|seg)[ ._-]", plain(stem)) is not None
 
 
 def _says_bad(stem: str) -> bool:

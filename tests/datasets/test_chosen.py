@@ -62,12 +62,14 @@ def test_several_folders_and_files(part):
     assert open_scenario(normal="0").name == "0" and open_scenario(normal=".").name == "part"
 
 
-def test_the_file(part):
+def test_the_file(part, monkeypatch):
     (part / "scenario.toml").write_text(
         'normal = "0"\nanomalous = ["blobs"]  # one kind\nnormal_test = "2"\nmasks = ["marks"]\n'
     )
-    check(open_scenario(part))
     assert open_scenario(".").name == "part"
+    monkeypatch.chdir(part.parent)
+    check(open_scenario(part))
+    check(open_scenario("part/"))
     assert list_scenarios(part) == list_scenarios(part.parent) == [part]
 
 

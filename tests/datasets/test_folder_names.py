@@ -29,14 +29,15 @@ PAIRS = """
     conforming nonconforming|conforming non-conforming|conform not_conform|acceptable unacceptable
     undamaged damaged|flawless flawed|defect-free defective|no_defects with_defects|perfect scrap
     GoodParts BadParts|goodparts badparts|good_images bad_images|OkImages NokImages|good1 bad1
-    normal_dir abnormal_dir|0_good 1_bad|good_2024-05-01 bad_2024-05-01|correct incorrect
+    normal_dir abnormal_dir|0_good 1_bad|good_2024-05-01 bad_2024-05-01|correct incorrect|go NoGo
     IO NIO|iO niO|i.O. n.i.O.|gut schlecht|Gut Schlecht|Gutteile Schlechtteile|fehlerfrei fehlerhaft
     gut Ausschuss|in_Ordnung nicht_in_Ordnung|ok nicht_ok|OK Mängel|gut Kratzer|bestanden Fehler
-    bon mauvais|bons défauts|conforme non_conforme|bien mal_defaut|normale anormale|bonnes rebut
+    bon mauvais|bons défauts|conforme non_conforme|Bon Pas_bon|bien mal_defaut|normale anormale
+    bonnes rebut
     bueno malo|buenos malos|correcto defectuoso|buono difetto|buoni scarti|conforme difettoso
     bom ruim|aprovado reprovado|goed fout|goedgekeurd afgekeurd|dobry zły|dobre vadne
     iyi kötü|sağlam hatalı
-    годные брак|良品 不良品|合格 不合格|正常 异常|正常样本 缺陷样本
+    годные брак|годные не_годные|OK画像 NG画像|良品 不良品|合格 不合格|正常 异常|正常样本 缺陷样本
     良品 非良品|양품 불량|정상 비정상
 """
 

@@ -107,6 +107,8 @@ def test_what_opens(tmp_path, folders):
         (("training", "testing"), "a folder testing, but no train/good"),
         (("train_set", "test_set"), "but no train/good"),
         (("train", "good"), "but no train/good"),
+        (("P", "F"), "do not say whether"),
+        (("+", "-"), "do not say whether"),
         (("good", "unsorted"), "unsorted, which may be read as good or as bad"),
         (("valid", "invalid"), "but no train/good"),
         (("train/good/train", "validation/bad"), "lies in a folder below"),
@@ -154,6 +156,14 @@ def test_masks_by_kind_and_several_for_one_image(tmp_path):
         draw(root, f"ground_truth/dent/{n}/a.png", f"ground_truth/dent/{n}/b.png")
     masks = {s.path.relative_to(root).as_posix(): s.mask_paths for s in open_scenario(root).test}
     assert len(masks["dent/1.png"]) == 2 and len(masks["scratch/1.png"]) == 1
+
+
+def test_masks_by_kind_of_images_that_lie_deeper(tmp_path):
+    root = fill(tmp_path, "good", "scratch/line 1", "dent/line 1", count=2)
+    draw(root, "masks/scratch/0.png", "masks/scratch/1.png")
+    masks = {s.path.relative_to(root).as_posix(): s.mask_paths for s in open_scenario(root).test}
+    assert masks["scratch/line 1/1.png"] == (root / "masks/scratch/1.png",)
+    assert masks["dent/line 1/0.png"] == ()
 
 
 def test_a_mask_that_fits_two_images(tmp_path):
@@ -204,6 +214,10 @@ def test_masks_in_a_folder_beside_the_images(tmp_path):
         (("1.png", "2.png", "3_mask.png"), "3_mask.png is called like a mask"),
         (("1_mask.png", "2_mask.png"), "1_mask.png is called like a mask"),
         (("good/1.png", "good/2.png", "good/3_GT.png"), "3_GT.png is called like a mask"),
+        (
+            ("train/good/1.png", "train/good/2.png", "train/good/3_GT.png"),
+            "3_GT.png is called like",
+        ),
         (("1.jpg", "1.png", "2.jpg"), "differ in their suffix alone"),
         (("ok_1.png", "ok_2.png", "ng_1.png"), "ng_1.png is called like the image of a bad part"),
     ],
@@ -215,6 +229,8 @@ def test_files_that_may_be_masks_or_bad_parts(tmp_path, names, words):
 def test_files_whose_names_only_look_so(tmp_path):
     names = ("label_1.png", "label_2.png", "label_3.png")
     assert len(open_scenario(draw(tmp_path / "a", *names)).train) == 2
+    names = ("gas_mask_01.png", "gas_mask_02.png", "gas_mask_03.png")
+    assert len(open_scenario(draw(tmp_path / "d", *names)).train) == 2
     names = ("3bad9c.png", "bad1.png", "abad.png", "scratchcard 1.png")
     assert len(open_scenario(draw(tmp_path / "b", *names)).train) == 3
     names = ("scratch card 1.png", "scratch card 2.png")  # what all are called says nothing
