@@ -59,9 +59,8 @@ _SAID = {
     TEST: "test testing testset eval evaluation prueba",
     PRIVATE: "private",
     UNCLEAR: """
-        positive negative neg unsure uncertain unlabeled unlabelled unsorted unclassified mixed
-        questionable suspicious suspect borderline doubtful maybe almost nearly barely partly half
-        true false unklar unsicher verdacht fast beinahe""",
+        positive negative neg unsure uncertain unlabeled unlabelled unsorted unclassified
+        questionable suspicious suspect borderline doubtful true false unklar unsicher verdacht""",
 }
 _SAYS_NOTHING = """
     part piece image img picture pic photo frame sample data dataset set folder dir directory file

@@ -261,6 +261,10 @@ FOLDERS = {
         )
         for name in ("positive", "almost good", "pass through", "good and bad", "class_1")
     },
+    **{
+        f"test/{name}": (lambda r, name=name: draw(r / f"test/{name}/0.png"), (3, 1, 5))
+        for name in ("mixed", "half full", "label missing", "combined")
+    },
     "test and test_public": (lambda r: draw(r / "test_public/good/9.png"), "both mean test"),
     "val": (lambda r: draw(r / "val/good/9.png"), (4, 1, 4)),
     "masks": (lambda r: move(r, ("ground_truth", "masks")), WHOLE),
