@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from effad_core.datasets import (
     open_pretraining,
     open_scenario,
 )
+from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.published import namesake_warning, published
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError
@@ -71,11 +72,16 @@ class Entry:
 
     dataset: str
     name: str
-    source: str | Path
+    source: str | Path | None
+    chosen: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def plan(sources: Sequence[str]) -> list[Entry]:
+def plan(sources: Sequence[str], chosen: Mapping[str, Sequence[str]] | None = None) -> list[Entry]:
     """The scenarios behind names, scenario folders and dataset folders, in that order.
+
+    Args:
+        sources: names and folders.
+        chosen: folders of one more scenario, as keywords of `open_scenario`.
 
     Raises:
         DataError: for a source that is neither, or two scenarios of one name.
@@ -89,6 +95,9 @@ def plan(sources: Sequence[str]) -> list[Entry]:
         for folder in list_scenarios(source):
             own = Path(os.path.abspath(folder)).name  # "." has none
             entries.append(Entry(published(folder) or name, own, folder))
+    if chosen:
+        name = open_scenario(**chosen).name
+        entries.append(Entry(name, name, None, chosen))
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"two scenarios are called {', '.join(twice)}: name them in two calls.")
@@ -323,7 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__.splitlines()[0],
         epilog="example: effad benchmark solar-mono tray --profile laptop --seeds 0 1 2",
     )
-    parser.add_argument("sources", nargs="+", help="scenario names, or folders of one or several")
+    parser.add_argument("sources", nargs="*", help="scenario names, or folders of one or several")
+    add_options(parser)
     parser.add_argument("--profile", default="laptop", choices=PROFILES)
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -344,6 +354,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=as_path, default=Path("build/runs"))
     parser.add_argument("--output", type=as_path, default=Path("build/results") / RESULTS)
     args = parser.parse_args(arguments)
+    if not args.sources and not given(args):
+        parser.error("give scenario names, folders, or --normal and what goes with it")
     try:
         failed = _run(args)
     except (DataError, RunError, ValueError) as error:
@@ -359,7 +371,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> dict[str, str]:
     """Run it, print its tables and write its file; returns what failed, with the reason."""
     device = choose_device(args.device)
-    entries = plan(args.sources)
+    entries = plan(args.sources, given(args))
     weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())
     pretraining = open_pretraining(args.pretraining)
     changes = {"iterations": args.iterations, "autoencoder_iterations": args.autoencoder_steps}
@@ -369,7 +381,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     print(pretraining.describe())
     print(f"computing on {device}")
     for entry in entries:
-        if note := namesake_warning(entry.source):
+        if entry.source and (note := namesake_warning(entry.source)):
             print(note)
     results = {entry.name: {"dataset": entry.dataset, "seeds": {}} for entry in entries}
     failed: dict[str, str] = {}
@@ -394,7 +406,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
                 run = f"{entry.name}-{args.profile}-{args.size}-seed{seed}{suffix}"
                 try:
                     results[entry.name]["seeds"][str(seed)] = run_one(
-                        open_scenario(entry.source),
+                        open_scenario(entry.source, **entry.chosen),
                         schedule,
                         pretraining,
                         args.runs / run,
