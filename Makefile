@@ -15,6 +15,8 @@ export PROFILE SCENARIO DATA TORCH_INDEX PORT MINUTES CHROMIUM
 
 BIN := .venv/bin/python
 PIP := -m pip install --disable-pip-version-check
+# What the notebooks and the tests need; `pip install .` alone is enough to train and to predict.
+EXTRAS := .[course,distill,export,test]
 # JupyterLab's kernel is this environment's, whatever else is installed on the machine.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
@@ -39,7 +41,7 @@ test-oldest: .venv/.installed ## Run the unit tests on the oldest versions that 
 	$(BIN) tests/oldest.py > build/oldest.txt
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/python $(PIP) --constraint build/oldest.txt setuptools
-	build/oldest/bin/python $(PIP) --constraint build/oldest.txt --no-build-isolation --editable '.[test,export]'
+	build/oldest/bin/python $(PIP) --constraint build/oldest.txt --no-build-isolation --editable '$(EXTRAS)'
 	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest -n 2 --dist loadfile -W default # newer packages warn of old ones
 
 lab: .venv/.installed ## Open the notebooks in JupyterLab
@@ -71,7 +73,7 @@ constraints: python ## Refresh constraints.txt with the newest admitted versions
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python $(PIP) --upgrade setuptools
-	build/constraints/bin/python $(PIP) --no-build-isolation --editable '.[test,export,site,browser]' $(HOLD)
+	build/constraints/bin/python $(PIP) --no-build-isolation --editable '.[course,distill,export,test,site,browser]' $(HOLD)
 	grep '^#' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable >> build/constraints.txt
 	mv build/constraints.txt constraints.txt
@@ -98,7 +100,7 @@ chromium:
 	$(BIN) $(PIP) --constraint constraints.txt setuptools
 	@if [ -n "$$TORCH_INDEX" ]; then set -x; \
 		$(BIN) $(PIP) --constraint constraints.txt --no-deps --index-url "$$TORCH_INDEX" torch torchvision; fi
-	$(BIN) $(PIP) --constraint constraints.txt --no-build-isolation --editable '.[test,export]'
+	$(BIN) $(PIP) --constraint constraints.txt --no-build-isolation --editable '$(EXTRAS)'
 	@touch $@
 
 .venv/.extras: .venv/.installed

@@ -4,16 +4,18 @@
 """
 
 import os
+import warnings
 from collections.abc import Iterable
 from numbers import Integral
-from pathlib import Path
 
 from effad_core.acceleration.devices import choose_device
 from effad_core.acceleration.precision import (
     PRECISIONS,
+    SLOW,
     computing_in,
     number_format,
     resolve_precision,
+    slowdown,
 )
 from effad_core.datasets.transforms import normalise
 from effad_core.errors import RunError
@@ -26,8 +28,9 @@ from effad_core.networks import (
 )
 from effad_core.prediction import Predictor
 from effad_core.statistics import StreamQuantiles
-from effad_core.storage.files import one_line
+from effad_core.storage.files import as_path, one_line
 from effad_core.storage.shipped import shipped
+from effad_core.storage.teachers import load_teacher
 from effad_core.storage.weights import load_weights, read_tensors, write_tensors
 from effad_core.thresholds import OperatingPoint
 
@@ -61,6 +64,8 @@ class EfficientAD(nn.Module, Predictor):
             are anomalous, with what is known of them; None until you choose them. New quantiles
             take them away.
         threshold, pixel_threshold: the numbers themselves, to be read or set by hand.
+        full_scale: the white of 16-bit images, 4095 for a camera of 12 bits; `train` sets the
+            scenario's. None if it was trained on 8-bit images.
         precision: in which it computes, saved with the weights: "float32", "float32-winograd" or
             "bfloat16"; `train` sets what it trained in. Set it before you look for thresholds:
             another number format takes them away, for they hold in the one they were found in.
@@ -69,7 +74,16 @@ class EfficientAD(nn.Module, Predictor):
     Raises:
         ValueError: for an unknown size, a number of another type, or one that is too small or too
             large.
+
+    Example:
+        >>> detector = EfficientAD("small").load_teacher()
+        >>> sum(p.numel() for p in detector.parameters())
+        8057856
     """
+
+    mu: Tensor
+    sigma: Tensor
+    quantiles: Tensor
 
     def __init__(
         self,
@@ -125,17 +139,18 @@ class EfficientAD(nn.Module, Predictor):
     def load_teacher(self, path: str | os.PathLike | None = None) -> "EfficientAD":
         """Load a distilled teacher; None takes the one shipped for this size.
 
+        Teachers that others published load too: the state dict (.pth, .pt or .safetensors) of
+        nelson1425/EfficientAD, of anomalib, and of whoever keeps its layers by the same names.
+
         Raises:
             RunError: if the file is missing, damaged, or of another architecture.
         """
-        path = shipped(f"teachers/pdn_{self.size}.safetensors") if path is None else Path(path)
+        path = shipped(f"teachers/pdn_{self.size}.safetensors") if path is None else as_path(path)
         if not path.is_file():
             raise RunError(
                 f"there is no teacher {path}; distil one (notebook 02) and give its path"
             )
-        weights, header = read_tensors(path, "teacher", card=dict)
-        load_weights(self.teacher, weights, path)
-        self.card["teacher"] = header["card"]
+        self.card["teacher"] = load_teacher(self.teacher, path)
         return self
 
     # --- maps ----------------------------------------------------------------------------------
@@ -246,7 +261,14 @@ class EfficientAD(nn.Module, Predictor):
     # --- disk ----------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write everything that `load` needs to one safetensors file, atomically."""
+        """Write everything that `load` needs to one safetensors file, atomically.
+
+        Args:
+            path: the file; its folder is made if it is missing.
+
+        Raises:
+            RunError: if it cannot be written.
+        """
         header = {
             "kind": "detector",
             "size": self.size,
@@ -254,6 +276,7 @@ class EfficientAD(nn.Module, Predictor):
             "image_size": self.image_size,
             "out_channels": self.out_channels,
             "precision": self.precision,
+            "full_scale": self.full_scale,
             "operating_points": {
                 name: point.to_dict()
                 for name, attribute in POINTS.items()
@@ -261,7 +284,7 @@ class EfficientAD(nn.Module, Predictor):
             },
             "card": self.card,
         }
-        write_tensors(Path(path), self.state_dict(), header)
+        write_tensors(as_path(path), self.state_dict(), header)
 
     @classmethod
     def load(
@@ -285,6 +308,7 @@ class EfficientAD(nn.Module, Predictor):
             if header["precision"] not in PRECISIONS[1:]:  # "auto" is none to have
                 raise ValueError(f"the precision {header['precision']!r} is unknown")
             detector.precision = header["precision"]
+            detector.full_scale = _checked_full_scale(header.get("full_scale"))
             points = header["operating_points"]
             for name in points.keys() & POINTS.keys():
                 setattr(detector, POINTS[name], OperatingPoint.from_dict(points[name]))
@@ -304,6 +328,15 @@ class EfficientAD(nn.Module, Predictor):
                 raise RunError(f"{path} has damaged quantiles: {error}") from None
         detector.card = {"teacher": "unknown"} | header["card"]
         detector.use_device(device)
+        if detector.precision == "bfloat16":
+            times = slowdown(detector.precision, detector.device, detector.size)
+            if times > SLOW:
+                warnings.warn(
+                    f"{path} computes in bfloat16, for which this machine takes {times:.0f} times "
+                    'as long as for float32: set detector.precision = "float32" and find its '
+                    "thresholds anew (effad threshold DETECTOR GOOD_IMAGES --precision float32)",
+                    stacklevel=2,
+                )
         return detector.eval()
 
 
@@ -321,6 +354,12 @@ def checked_image_size(image_size: int | Iterable[int]) -> tuple[int, int]:
     if height * width > MAX_PIXELS:
         raise ValueError(f"image_size must be at most {MAX_PIXELS} pixels, not {height}x{width}")
     return height, width
+
+
+def _checked_full_scale(value: int | None) -> int | None:
+    if value is not None and not (_is_whole(value) and 255 <= value <= 65535):
+        raise ValueError(f"full_scale must be 255 to 65535, not {value!r}")
+    return value
 
 
 def _is_whole(number: object) -> bool:

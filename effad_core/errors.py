@@ -1,4 +1,4 @@
-"""The two errors of bad input, and text that every terminal can show."""
+"""The two errors of bad input, the sentence on a missing package, text that terminals can show."""
 
 import re
 
@@ -12,6 +12,21 @@ def printable(text: str) -> str:
     become backslash escapes.
     """
     return UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def not_installed(what: str, package: str, extra: str) -> str:
+    """The sentence on a package that `pip install .` leaves out, with the extra that brings it.
+
+    Args:
+        what: what needs the package.
+        package: its name.
+        extra: the extra of pyproject.toml that installs it.
+
+    Example:
+        >>> not_installed("the export to ONNX", "onnx", "export")
+        'the export to ONNX needs the package onnx: run `pip install "effad-core[export]"`'
+    """
+    return f'{what} needs the package {package}: run `pip install "effad-core[{extra}]"`'
 
 
 class DataError(ValueError):

@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.transforms import resize, to_tensor
@@ -118,9 +119,12 @@ class Predictor(ABC):
         image_size: (H, W) in pixels, to which images are resized.
         operating_point, pixel_operating_point: the thresholds of scores and of pixels with what is
             known of them, or None.
+        full_scale: the white of 16-bit images, found on those trained on; None if they had 8 bits:
+            then an image's own file says, or 65535 is white (see `datasets.depth`).
     """
 
     image_size: tuple[int, int]
+    full_scale: int | None = None
     operating_point: OperatingPoint | None
     pixel_operating_point: OperatingPoint | None
 
@@ -160,14 +164,20 @@ class Predictor(ABC):
     def combined_maps(self, images: Tensor) -> Tensor:
         """Combined, student-teacher and autoencoder map, (N, 3, H, W), of uint8 (N, 3, H, W)."""
 
-    def predict(
-        self, image: ImageLike | Sequence[ImageLike], batch_size: int = 8
-    ) -> Prediction | list[Prediction]:
+    @overload
+    def predict(self, image: ImageLike, batch_size: int = ...) -> Prediction: ...
+
+    @overload
+    def predict(self, image: Sequence[ImageLike], batch_size: int = ...) -> list[Prediction]: ...
+
+    def predict(self, image, batch_size=8):
         """Anomaly map and score of an image, or of each image of a sequence (Algorithm 2).
 
         Args:
-            image: a path, a PIL image, a uint8 array (H, W, 3) or (H, W), or a sequence of these;
-                an array (N, H, W, 3) is a sequence.
+            image: a path, a PIL image, a an array, or a sequence of these. An array is uint8 or
+                uint16, of shape (H, W), (H, W, 1), (H, W, 3) in the order RGB (OpenCV's order is
+                BGR: give array[..., ::-1]) or (H, W, 4) in the order RGBA; with one dimension
+                more, (N, ...), it is a sequence.
             batch_size: images that go through the networks at once.
 
         Returns:
@@ -178,13 +188,15 @@ class Predictor(ABC):
             DataError: for an unreadable file or an array of another type or shape.
             ValueError: if the detector has no quantiles, or the map of an image, which is named, is
                 not finite.
+
+        Example:
+            >>> prediction = detector.predict(scenario.test[0].path)
+            >>> prediction.map.shape, type(prediction.score)
+            ((480, 480), <class 'float'>)
         """
         many = isinstance(image, Sequence) and not isinstance(image, str)
-        if not many and not (isinstance(image, np.ndarray) and image.ndim == 4):
-            image, many = [image], False
-        else:
-            many = True
-        found = [prediction for _, prediction in self.stream(image, batch_size)]
+        many = many or (isinstance(image, np.ndarray) and image.ndim == 4)
+        found = [one for _, one in self.stream(image if many else [image], batch_size)]
         return found if many else found[0]
 
     def stream(
@@ -207,7 +219,7 @@ class Predictor(ABC):
         batch, pixels = [], 0  # of (name, image or error)
         for index, item in enumerate(images):
             try:
-                opened = open_image(item)
+                opened = open_image(item, self.full_scale)
                 pixels += opened.width * opened.height
             except (DataError, OSError) as error:
                 if not keep_going:

@@ -74,6 +74,12 @@ class Schedule:
 
         Raises:
             ValueError: for another name.
+
+        Example:
+            >>> Schedule.named("paper").iterations
+            70000
+            >>> Schedule.named("laptop", iterations=300).iterations
+            300
         """
         if name not in PROFILES:
             raise ValueError(f"the profile must be one of {', '.join(PROFILES)}, not {name!r}")

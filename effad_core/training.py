@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from hashlib import sha256
 
 from effad_core.acceleration.devices import choose_device
 from effad_core.acceleration.memory import keep_freed_memory
@@ -21,7 +20,6 @@ from effad_core.acceleration.threads import usable_processors
 from effad_core.datasets import (
     PretrainingImages,
     ResizedImages,
-    Sample,
     Scenario,
     open_pretraining,
 )
@@ -31,6 +29,7 @@ from effad_core.detector import POINTS, EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 from effad_core.schedule import Schedule
 from effad_core.statistics import channel_statistics
+from effad_core.storage.digests import combined, inventory
 from effad_core.storage.files import check_folder
 from effad_core.storage.runs import Run, settled_precision
 from effad_core.storage.weights import fingerprint
@@ -77,9 +76,16 @@ def train(
 
     Raises:
         DataError: for images that cannot be read.
-        RunError: if run_dir is in use, cannot be written, or holds a run with other settings.
+        RunError: if run_dir is in use, cannot be written, or holds a run with other settings or of
+            other images, which are recognised by their content.
         ValueError: if the images are constant, the loss is no longer finite, or this machine does
             not have the device.
+
+    Example:
+        >>> detector = EfficientAD("small").load_teacher()
+        >>> row = train(detector, scenario, Schedule.smoke(), device="cpu")
+        >>> row["step"], bool(detector.quantiles.isfinite().all())
+        (6, True)
     """
     keep_freed_memory()
     device = choose_device(device, now=detector.device)
@@ -99,6 +105,11 @@ def train(
         )
     for _ in validation_images.batches(8):  # an unreadable one is named now, not after training
         pass
+    found = inventory(sample.path for sample in (*scenario.train, *scenario.validation))
+    count = len(training_images)
+    images = {"training": found[:count], "validation": found[count:]}
+    digests = {split: combined(part) for split, part in images.items()}
+    digests["pretraining"] = pretraining.identity() if schedule.penalty else "none"
     torch.manual_seed(seed)
     detector.initialise_student()
     detector.to(device, memory_format=torch.channels_last)
@@ -111,12 +122,15 @@ def train(
         "image_size": detector.image_size,
         "scenario": scenario.name,
         "train_images": len(training_images),
-        "train_names": _names_fingerprint(scenario.train),
         "validation_images": len(validation_images),
         "pretraining": pretraining.describe() if schedule.penalty else "none: no penalty",
+        "digests": digests,
         "seed": seed,
         "schedule": asdict(schedule),
     }
+    detector.full_scale = scenario.full_scale
+    if detector.full_scale is not None:  # 8-bit images: as if there was no such setting
+        config["full_scale"] = detector.full_scale
     arithmetic = describe_precision(precision, device, "training", detector.size)
     student, autoencoder = detector.student, detector.autoencoder
 
@@ -129,7 +143,8 @@ def train(
     modules = {"student": student, "autoencoder": autoencoder}
     total_steps = schedule.autoencoder_iterations + schedule.iterations
     notes = {"device": str(device), "arithmetic": arithmetic}
-    run = Run(run_dir, config, modules, {"optimizer": optimizer}, total_steps, notes=notes)
+    optimizers = {"optimizer": optimizer}
+    run = Run(run_dir, config, modules, optimizers, total_steps, notes=notes, images=images)
     with ExitStack() as held:
         held.enter_context(run)
         if device.type == "cuda":  # images of one size: the fastest convolutions are worth a search
@@ -416,8 +431,3 @@ def _log_row(step: int, learning_rate: float, window: list[dict]) -> dict[str, f
         for name in (*TERMS, "L")
     }
     return {"step": step, **means, "learning_rate": learning_rate}
-
-
-def _names_fingerprint(samples: Sequence[Sample]) -> str:
-    """Changes when other images, or images in another order, take the samples' place."""
-    return sha256("\n".join(sample.path.name for sample in samples).encode()).hexdigest()[:16]

@@ -22,6 +22,7 @@ QUIET = """from functools import partialmethod
 from tqdm.auto import tqdm
 tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)"""  # Voila shows an error for each bar
 VOILA = ["--no-browser", "--template=offline", "--Voila.ip=localhost", "--Voila.port_retries=0"]
+VOILA += ["--show_tracebacks=True"]  # a run of other images is refused with a sentence
 
 
 def main() -> None:

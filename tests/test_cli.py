@@ -11,7 +11,7 @@ from pathlib import Path
 
 from effad_core import EfficientAD, cli
 from effad_core.cli import COMMANDS, main
-from effad_core.deployment.inspection import bounding_boxes
+from effad_core.deployment.overlays import bounding_boxes
 from effad_core.prediction import Prediction
 
 import numpy as np

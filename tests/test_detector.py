@@ -118,7 +118,10 @@ def test_a_file_and_its_pil_image_agree_in_every_mode(narrow, drawn, tmp_path, m
     ("image", "message"),
     [
         (np.zeros((8, 8, 3), np.float32), "not float32"),
-        (np.zeros((8, 8, 4), np.uint8), "shape .8, 8, 4."),
+        (np.zeros((8, 8, 3), bool), "not bool"),
+        (np.zeros((8, 8, 3), np.int32), "not int32"),
+        (np.zeros((8, 8, 2), np.uint8), "shape .8, 8, 2."),
+        (np.zeros((3, 8, 8), np.uint8), "shape .3, 8, 8."),
         (np.zeros((0, 8, 3), np.uint8), "shape .0, 8, 3."),
         (7, "not int"),
         ("absent.png", "absent.png does not exist"),
@@ -409,8 +412,9 @@ def test_thresholds_hold_in_one_number_format(narrow):
     assert (ad.threshold, ad.pixel_threshold) == (0.5, 0.6)
     for precision, threshold in (("float32", 0.5), (None, 0.5), ("bfloat16", None)):
         prepared = prepare(ad, "cpu", precision)
-        assert (prepared.threshold == threshold and prepared.precision == precision) or ad.precision
-        assert (prepared.pixel_threshold is None) == (threshold is None)
+        assert prepared.precision == (precision or "float32-winograd")
+        assert prepared.threshold == threshold
+        assert prepared.pixel_threshold == (threshold and 0.6)
     ad.precision = "bfloat16"
     assert ad.threshold is None and ad.pixel_threshold is None
     ad.threshold = 0.4
@@ -454,3 +458,14 @@ def test_a_prediction_has_the_maximum_of_each_map(narrow, drawn):
     expected = ad.combined_maps(image[None])[0].flatten(1).amax(dim=1)
     scores = (prediction.score, prediction.st_score, prediction.ae_score)
     assert scores == tuple(expected.tolist())
+
+
+def test_a_format_that_this_machine_is_slow_in_is_said_when_loading(narrow, tmp_path, monkeypatch):
+    ad = narrow()
+    ad.precision = "bfloat16"
+    ad.save(tmp_path / "x.safetensors")
+    monkeypatch.setattr(detector, "slowdown", lambda *_: 31.4)
+    with pytest.warns(UserWarning, match=r"takes 31 times as long as for float32: set detector"):
+        EfficientAD.load(tmp_path / "x.safetensors", "cpu")
+    monkeypatch.setattr(detector, "slowdown", lambda *_: 1.1)
+    EfficientAD.load(tmp_path / "x.safetensors", "cpu")  # a warning would be an error

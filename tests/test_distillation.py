@@ -192,6 +192,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         distill(network(), Colours(), pretraining, schedule, run_dir=tmp_path, seed=1)
 
 
+def test_other_images_of_the_same_names_and_number_are_refused(network, drawn, tmp_path):
+    first, second = (PretrainingImages(paths, "a", "b") for paths in (drawn[:2], drawn[2:4]))
+    options = {"run_dir": tmp_path, "held_out": first}
+    distill(network(), Colours(), first, TINY, **options)
+    with pytest.raises(RunError, match=r"other images \(the distillation images are others\);"):
+        distill(network(), Colours(), second, TINY, **options)
+    with pytest.raises(RunError, match=r"other images \(the held-out images are others\); choose"):
+        distill(network(), Colours(), first, TINY, **options | {"held_out": second})
+
+
 def test_a_machine_that_is_timed_otherwise_later(network, pretraining, tmp_path, monkeypatch):
     for seconds in (3, 1):  # of bfloat16
         times = {"float32": 4, "float32-winograd": 2, "bfloat16": seconds}

@@ -15,6 +15,7 @@ from effad_core.deployment.inspection import (
     main,
     overlay,
 )
+from effad_core.deployment.overlays import OPACITY
 
 import numpy as np
 import pytest
@@ -421,7 +422,7 @@ def test_the_colour_scale_is_fixed():
     levels = np.array([0.0, 0.1, 0.4, -7.0, 9.0])
     shown = np.asarray(overlay(gray, np.tile(levels, (4, 1)), scale=0.4))
     colours = 255 * colormaps["inferno"](np.clip(levels / 0.4, 0, 1))[:, :3]
-    share = inspection.OPACITY * np.clip(levels / 0.4, 0, 1)[:, None]
+    share = OPACITY * np.clip(levels / 0.4, 0, 1)[:, None]
     expected = share * colours + (1 - share) * [100, 120, 140]
     np.testing.assert_allclose(shown, np.broadcast_to(expected, (4, 5, 3)), atol=3)
     assert (shown[:, [0, 3]] == [100, 120, 140]).all()  # nothing there, nothing drawn

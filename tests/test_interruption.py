@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -167,9 +168,11 @@ def test_a_lock_goes_with_its_process(tmp_path):
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(BlockingIOError), locked(path):
             pytest.fail("both hold it")
-        holder.kill()
+        killed = threading.Timer(0.5, holder.kill)  # while this process waits
+        killed.start()
         with locked(path, wait=True):
             assert path.exists()
+        killed.join()
     finally:
         holder.kill()
         holder.wait()

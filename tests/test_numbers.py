@@ -55,7 +55,7 @@ def test_no_detector_with_nan_is_loaded(saved, name):
 
 @pytest.mark.parametrize("value", [0.0, -0.1, -0.0])
 def test_no_deviation_of_zero_is_loaded(saved, value):
-    with pytest.raises(RunError, match=r"detector.safetensors has a deviation \(sigma\)"):
+    with pytest.raises(RunError, match=r"detector.safetensors has a standard deviation \(sigma\)"):
         EfficientAD.load(saved("sigma", value, index=5))
 
 

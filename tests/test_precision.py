@@ -190,3 +190,12 @@ def test_the_context(name, monkeypatch):
         autoencoder(images)
         F.dropout(images)
     assert not taken and not torch.is_autocast_enabled("cpu")
+
+
+def test_a_slowdown_is_the_ratio_of_two_trials(monkeypatch):
+    spent = {"float32": 2.0, "bfloat16": 7.0}
+    monkeypatch.setattr(precision, "_pass", lambda network, name, work: name)
+    monkeypatch.setattr(precision, "_seconds", lambda work, shape, device: spent[work])
+    precision.slowdown.cache_clear()
+    assert precision.slowdown("bfloat16", torch.device("cpu")) == 3.5
+    precision.slowdown.cache_clear()

@@ -1,7 +1,9 @@
-"""The files around the code agree: dependencies, pins, licence, what may be committed."""
+"""The files around the code agree: dependencies, imports, pins, licence, what may be committed."""
 
+import ast
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,7 +15,13 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAMES = {"pytorch": "torch"}
+MODULES = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}  # of a package
+# The folders and modules that only an extra makes importable. Everywhere else, a module imports
+# the packages of an extra inside the functions that need them.
+OF_AN_EXTRA = {"effad_core/explorer": "course"}
+NOT_IMPORTED = {"scikit-learn"}  # two of its files are read: effad_core/datasets/pretraining.py
 
 
 def bounds(requirements, names=None):
@@ -26,7 +34,8 @@ def bounds(requirements, names=None):
 
 
 def direct():
-    return bounds(sum(PROJECT["optional-dependencies"].values(), PROJECT["dependencies"]))
+    """Of the core and of every extra; no package stands in two of them."""
+    return bounds(sum(EXTRAS.values(), PROJECT["dependencies"]))
 
 
 def pins():
@@ -48,6 +57,63 @@ def test_every_dependency_has_a_lower_bound():
     assert [
         name for name, bound in direct().items() if not re.fullmatch(r">=[\d.]+(post\d+)?", bound)
     ] == []
+
+
+def modules(packages):
+    """The names that the code imports these packages by."""
+    return {MODULES.get(name, name.replace("-", "_")) for name in packages}
+
+
+def foreign_imports(source):
+    """What a module imports of others' packages: when it is loaded, and inside of functions."""
+    ours = sys.stdlib_module_names | {"effad_core", "parts_tray"}
+    at_once, later = set(), set()
+
+    def read(node, found):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update(alias.name.split(".")[0] for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and not child.level:
+                found.add(child.module.split(".")[0])
+            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            read(child, later if is_function else found)
+
+    read(ast.parse(source), at_once)
+    return at_once - ours, later - ours
+
+
+def imported():
+    """Module of effad_core and parts_tray -> its `foreign_imports`."""
+    paths = [path for room in ("effad_core", "parts_tray") for path in (ROOT / room).rglob("*.py")]
+    assert len(paths) > 50
+    return {
+        path.relative_to(ROOT).as_posix(): foreign_imports(path.read_text(encoding="utf-8"))
+        for path in paths
+    }
+
+
+def test_imports_are_told_apart():
+    source = (
+        "import os, a.b\nfrom .c import d\nfrom e import f\nif os:\n import g\n"
+        "class C:\n import h\n async def m(self):\n  def n():\n   import i\n"
+        "import effad_core.j as k\n"
+    )
+    assert foreign_imports(source) == ({"a", "e", "g", "h"}, {"i"})
+
+
+def test_the_core_needs_no_extra_to_be_imported():
+    core = modules(bounds(PROJECT["dependencies"]))
+    missing = {}
+    for path, (at_once, _) in imported().items():
+        extras = [extra for place, extra in OF_AN_EXTRA.items() if path.startswith(place)]
+        missing[path] = at_once - core.union(*(modules(bounds(EXTRAS[extra])) for extra in extras))
+    assert {path: names for path, names in missing.items() if names} == {}
+
+
+def test_what_is_imported_is_declared_and_the_core_holds_no_more():
+    found = set().union(*(at_once | later for at_once, later in imported().values()))
+    assert found - modules(direct()) == set()
+    assert modules(bounds(PROJECT["dependencies"])) - found == modules(NOT_IMPORTED)
 
 
 def test_constraints_are_exact_versions():

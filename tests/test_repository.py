@@ -94,6 +94,19 @@ def test_a_workflow_may_only_read_and_ends(path):
             assert ("run" in step) != ("uses" in step)
 
 
+def test_the_extras_that_are_installed_exist():
+    named = {}
+    for name in ("Makefile", "README.md", "data/README.md", ".github/workflows/tests.yml"):
+        named[name] = re.findall(r"\.\[([a-z,]+)\]", text(name))
+        assert named[name], name
+        assert set(",".join(named[name]).split(",")) <= PROJECT["optional-dependencies"].keys()
+    tested, pinned, _ = named["Makefile"]
+    assert set(pinned.split(",")) == PROJECT["optional-dependencies"].keys()
+    assert named[".github/workflows/tests.yml"] == [tested]  # on Windows, as `make` elsewhere
+    (loop,) = re.findall(r"for extra in \((.*)\):", text("tests/oldest.py"))
+    assert loop.replace('"', "").split(", ") == tested.split(",")
+
+
 def test_there_are_two_workflows_for_three_systems():
     assert [path.name for path in WORKFLOWS] == ["tests.yml", "tutorial.yml"]
     systems = []

@@ -3,11 +3,14 @@
 import csv
 import functools
 import json
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 from effad_core import EfficientAD, RunError, Schedule, train, training
 from effad_core.acceleration import precision
 from effad_core.datasets import (
+    PretrainingImages,
     ResizedImages,
     Sample,
     Scenario,
@@ -20,7 +23,7 @@ from effad_core.errors import DataError
 from effad_core.networks import Autoencoder
 from effad_core.schedule import PROFILES
 from effad_core.storage.runs import Run
-from effad_core.storage.weights import read_tensors
+from effad_core.storage.weights import read_tensors, write_tensors
 from effad_core.training import loss_terms
 
 import numpy as np
@@ -265,8 +268,98 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     with pytest.raises(RunError, match="teacher_weights"):
         train(narrow(seed=1), scenario, schedule, pretraining, tmp_path, seed=SEED)
     others = replace(scenario, train=scenario.train[::-1])
-    with pytest.raises(RunError, match="train_names"):
+    with pytest.raises(RunError, match="the same images in another order"):
         train(narrow(), others, schedule, pretraining, tmp_path, seed=SEED)
+
+
+@pytest.fixture
+def own(tmp_path, drawn):
+    """A folder of five images of one's own, and where its run is."""
+    folder = scenario_of(tmp_path / "line A" / "part", [Image.open(path) for path in drawn[:5]])
+    return folder, tmp_path / "run"
+
+
+def files_of(run):
+    return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_other_images_under_the_same_names_are_refused(
+    narrow, own, pretraining, drawn, always_saving, finished
+):
+    folder, run = own
+    with pytest.MonkeyPatch.context() as patch:
+        if not finished:
+            interrupt_after(patch, 1)
+        with nullcontext() if finished else pytest.raises(KeyboardInterrupt):
+            train(narrow(), open_scenario(folder), TWO, pretraining, run)
+    before = files_of(run)
+    other = folder.parents[1] / "line B" / "part"
+    shutil.copytree(folder, other)
+    for name in (1, 3):
+        shutil.copy(drawn[5], other / "train" / "good" / f"{name}.png")
+    for message in ("2 of 5 training and validation images have other content, the first is 1.png",
+                    "choose another run_dir"):  # fmt: skip
+        with pytest.raises(RunError, match=message):
+            train(narrow(), open_scenario(other), TWO, pretraining, run)
+    assert files_of(run) == before
+    train(narrow(), open_scenario(folder), TWO, pretraining, run)  # its own images are welcome
+    assert files_of(run).keys() == {
+        ".lock", "checkpoint.safetensors", "config.json", "detector.safetensors", "log.csv"
+    }  # fmt: skip
+    (folder / "train" / "good" / "5.png").write_bytes(drawn[5].read_bytes())
+    with pytest.raises(RunError, match="1 image was added, the first is 5.png"):
+        train(narrow(), open_scenario(folder), TWO, pretraining, run)
+
+
+def test_the_same_images_elsewhere_are_the_same_run(narrow, own, pretraining):
+    folder, run = own
+    first = narrow()
+    row = train(first, open_scenario(folder), TWO, pretraining, run)
+    moved = folder.parents[1] / "moved" / "part"
+    shutil.copytree(folder, moved, copy_function=shutil.copyfile)
+    again = narrow(seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 0)  # nothing is left to do
+        found = train(again, open_scenario(moved), TWO, pretraining, run)
+    np.testing.assert_array_equal(list(found.values()), list(row.values()))
+    assert again.card["training"]["digests"].keys() == {"training", "validation", "pretraining"}
+
+
+def test_other_pretraining_images_under_the_same_names_are_refused(narrow, own, pretraining, drawn):
+    folder, run = own
+    train(narrow(), open_scenario(folder), TWO, pretraining, run)
+    other = PretrainingImages(drawn[5:7], pretraining.source, pretraining.licence)
+    assert other.describe() == pretraining.describe()
+    with pytest.raises(RunError, match=r"other images \(the pretraining images are others\);"):
+        train(narrow(), open_scenario(folder), TWO, other, run)
+
+
+def test_a_run_of_before_contents_were_written_down(narrow, own, pretraining, monkeypatch):
+    folder, run = own
+    with pytest.MonkeyPatch.context() as patch:
+        run_of = functools.partial(Run, images=None)
+
+        def older(folder, config, *rest, images, **options):
+            return run_of(folder, {k: v for k, v in config.items() if k != "digests"}, *rest)
+
+        patch.setattr(training, "Run", older)
+        train(narrow(), open_scenario(folder), TWO, pretraining, run)
+    with pytest.raises(RunError, match="run of an older version, which did not write down the con"):
+        train(narrow(), open_scenario(folder), TWO, pretraining, run)
+
+
+def test_a_run_whose_list_of_images_is_damaged_is_refused_all_the_same(narrow, own, pretraining):
+    folder, run = own
+    train(narrow(), open_scenario(folder), TWO, pretraining, run)
+    path = run / Run.CHECKPOINT
+    tensors, header = read_tensors(path, "checkpoint")
+    (folder / "train" / "good" / "2.png").write_bytes(pretraining.paths[0].read_bytes())
+    for damage in (b"", b"[" * 99_999, b"3", b'{"training": 3}', b'{"training": [["a", "b"]]}'):
+        tensors[Run.IMAGES] = torch.tensor(list(damage), dtype=torch.uint8)
+        write_tensors(path, tensors, header)
+        with pytest.raises(RunError, match=r"\(the training images are others\); choose"):
+            train(narrow(), open_scenario(folder), TWO, pretraining, run)
 
 
 def test_images_drawn_ahead_give_the_same_bits(narrow, scenario, pretraining, tmp_path):

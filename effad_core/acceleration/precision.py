@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 from effad_core.acceleration.shortcuts import dropout
 from effad_core.acceleration.winograd import convolution, filter_convolutions
@@ -22,6 +23,8 @@ CANDIDATES = {  # kind of work -> what is timed; "float16" is for prepared detec
 }
 SECONDS = 2.0  # no turn begins that would end later
 TURNS = 7  # at most; the first warms up
+SLOW = 3.0  # times as long as float32: said when a detector is loaded
+TRIAL = (1, 3, PATCH_SIZE + 7, PATCH_SIZE + 7)  # shape of the images of a short trial
 HOPELESS = 4.0  # times as long as the fastest in a short trial: not timed any further
 
 
@@ -118,10 +121,30 @@ def measure(device: torch.device, work: str, size: str = "small") -> Measurement
     return _measurements[device, work, size]
 
 
+@cache
+def slowdown(precision: str, device: torch.device, size: str = "small") -> float:
+    """How many times as long as float32 a precision takes here for inference, by a short trial.
+
+    A processor without instructions for bfloat16 takes several times as long. The trial takes less
+    than a second, once a process.
+
+    Args:
+        precision: "float32", "float32-winograd" or "bfloat16".
+        device, size: as in `resolve_precision`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        network = PatchDescriptionNetwork(size).to(device)
+        passes = {name: _pass(network, name, "inference") for name in ("float32", precision)}
+        times = {
+            name: min(_seconds(work, (1, 3, 128, 128), device) for _ in range(3))
+            for name, work in passes.items()
+        }
+    return times[precision] / times["float32"]
+
+
 def _measure(device: torch.device, work: str, size: str) -> Measurement:
     start = time.perf_counter()
     on_cpu = device.type == "cpu"
-    trial = (1, 3, PATCH_SIZE + 7, PATCH_SIZE + 7)
     # on a CPU a strip of an image, as wide as the real ones; a GPU needs more to be busy
     strip = (1, 3, 96 if size == "small" else 80, 256)
     real = strip if on_cpu else (4, 3, 256, 256)
@@ -133,7 +156,7 @@ def _measure(device: torch.device, work: str, size: str) -> Measurement:
         for name in names:
             try:
                 passes[name] = _pass(network, name, work)
-                short[name] = min(_seconds(passes[name], trial, device) for _ in range(3))
+                short[name] = min(_seconds(passes[name], TRIAL, device) for _ in range(3))
             except (RuntimeError, TypeError):  # a format that the device does not have
                 passes.pop(name, None)
     kept = [name for name in passes if short[name] <= HOPELESS * min(short.values())]

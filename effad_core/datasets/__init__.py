@@ -6,8 +6,9 @@ from dataclasses import replace
 from effad_core.errors import DataError
 
 from .images import list_images, read_image, read_mask
-from .layouts import DATASETS, dataset_name, list_scenarios, open_folder
+from .layouts import list_scenarios, open_folder
 from .pretraining import Draws, PretrainingImages, open_pretraining
+from .published import DATASETS, dataset_name
 from .resized import ResizedImages
 from .scenario import DefectKind, Sample, Scenario, evenly, hold_out
 from .solar import SOLAR_SCENARIOS, open_solar
@@ -80,6 +81,11 @@ def open_scenario(
 
     Raises:
         DataError: if the name or folder does not exist or cannot be used.
+
+    Example:
+        >>> scenario = open_scenario("tray")
+        >>> len(scenario.train), len(scenario.validation), len(scenario.test)
+        (200, 40, 120)
     """
     options = {"validation_fraction": validation_fraction, "seed": seed}
     if source in SOLAR_SCENARIOS:

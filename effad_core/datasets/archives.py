@@ -22,11 +22,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from effad_core.errors import DataError, printable
-from effad_core.storage.files import one_line
+from effad_core.storage.files import as_path, one_line
 
 from tqdm.auto import tqdm
 
-from .layouts import dataset_name, list_scenarios
+from .layouts import list_scenarios
+from .published import dataset_name
 
 # SHA-256 of the published archives by file name: anomalib's source lists them, and people who
 # downloaded the archives from their publishers report the same.
@@ -70,7 +71,7 @@ def unpack(
             has another checksum, or a tar holds a link, a device, a sparse file or a path that
             leads out of the folder; if the folder is not empty or cannot be written.
     """
-    archive, folder = Path(archive).expanduser(), Path(folder).expanduser()
+    archive, folder = as_path(archive), as_path(folder)
     if not archive.is_file():
         problem = "is a folder" if archive.is_dir() else "does not exist"
         raise DataError(f"The archive {archive} {problem}: name the file that you downloaded.")

@@ -1,15 +1,19 @@
 """Looks at the files that a run will read, before its first step: seconds here save hours there."""
 
 import os
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from effad_core.errors import DataError
 
 from PIL import ExifTags, Image
 
-from .images import FORMATS, read_image
+from .depth import is_deep
+from .formats import formats_of
+from .images import read_image
 from .scenario import GOOD, Sample, Scenario
 
 END_OF_JPEG = b"\xff\xd9"
@@ -86,7 +90,7 @@ def check_images(samples: Iterable[Sample]) -> None:
         DataError: for the first of them.
     """
     for sample in samples:
-        image_size(sample.path)
+        image_size(sample.path, sample.load)
 
 
 def check_masks(samples: Iterable[Sample]) -> None:
@@ -97,37 +101,47 @@ def check_masks(samples: Iterable[Sample]) -> None:
     """
     for sample in samples:
         if sample.label and sample.mask_paths:
-            sample.load_defects(image_size(sample.path))
+            sample.load_defects(image_size(sample.path, sample.load))
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, read: Callable[[], Image.Image] | None = None) -> tuple[int, int]:
     """Width and height of an upright image, without decoding it where that can be avoided.
 
     The header is read, and the end of the file is looked at: a PNG has checksums and a JPEG its
-    mark there, which a file that was copied in part lacks. Any other file is decoded.
+    mark there, which a file that was copied in part lacks. Any other file is decoded, and one of
+    more than 8 bits, whose values may be refused.
 
     Args:
         path: as in `read_image`.
+        read: reads the image; None takes `read_image`.
 
     Raises:
         DataError: as `read_image`.
     """
+    read = read or partial(read_image, path)
     if not os.path.isfile(path):  # a pipe would wait for ever
-        return read_image(path).size
+        return read().size
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            size, kind = image.size, image.format
-            known = kind == "JPEG" or "exif" in image.info  # else a PNG would be decoded for it
-            turned = known and image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-            whole = kind == "JPEG" and _last_bytes(path) == END_OF_JPEG
-            if kind == "PNG":
-                image.verify()
-                whole = True
-    except Exception:  # what is wrong, `read_image` says
+        with warnings.catch_warnings():  # of Pillow, on odd metadata
+            warnings.simplefilter("ignore")
+            size, whole = _from_header(path)
+    except Exception:  # what is wrong, `read` says
         whole = False
-    if not whole:
-        return read_image(path).size
-    return size[::-1] if turned else size
+    return size if whole else read().size
+
+
+def _from_header(path: Path) -> tuple[tuple[int, int], bool]:
+    """The upright size, and whether the file is known to be whole; errors are Pillow's."""
+    with Image.open(path, formats=formats_of(path)) as image:
+        size, kind, whole = image.size, image.format, not is_deep(image)
+        known = kind == "JPEG" or "exif" in image.info  # else a PNG would be decoded for it
+        if known and image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS:
+            size = size[::-1]
+        if kind == "PNG":
+            image.verify()
+        elif kind != "JPEG" or _last_bytes(path) != END_OF_JPEG:
+            whole = False
+    return size, whole
 
 
 def _last_bytes(path: Path) -> bytes:

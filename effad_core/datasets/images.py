@@ -2,46 +2,38 @@
 
 import importlib.util
 import os
-import warnings
 from pathlib import Path
 
+from effad_core.datasets.decoding import Decoded, decode, is_deep_file, missing, upright
+from effad_core.datasets.depth import WHITE, Depth, depth_of, to_8_bit
+from effad_core.datasets.formats import SUFFIXES, lossy_format
 from effad_core.errors import DataError
+from effad_core.storage.files import as_path
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
-
-TURNS = {  # EXIF orientation -> what sets the image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-TILE = (322, 323)  # the TIFF tags of a tile's width and height
+from PIL import Image
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
-def read_image(path: str | os.PathLike) -> Image.Image:
+def read_image(path: str | os.PathLike, full_scale: int | None = None) -> Image.Image:
     """Read an image file of any mode as 8-bit RGB.
 
-    Transparent images (RGBA, LA, palette with transparency) are composited over white. 16-bit
-    gray (also stored as 32-bit integers) is divided by 257, so 0..65535 becomes 0..255 whatever
-    the image holds: brightness stays comparable between images. Floating-point gray has to lie
-    in 0..1 and is multiplied by 255. 16-bit colour keeps its upper 8 bits. The EXIF rotation is
-    applied, colour profiles are not; of an animation, or of several pages, the first is taken.
+    Transparent images (RGBA, LA, palette with transparency) are composited over white. Of 16-bit
+    images (also stored as 32-bit integers) one value, `full_scale`, becomes 255 whatever the image
+    holds: brightness stays comparable between images (see `depth`). Floating-point gray has to lie
+    in 0..1 and is multiplied by 255. The EXIF rotation is applied, colour profiles are not; of an
+    animation, or of several pages, the first is taken.
 
     A PNG's checksums are compared. No other format but compressed TIFF has any: there, damage that
     leaves the file decodable goes unnoticed.
 
     Args:
-        path: a PNG, JPEG, BMP, TIFF, WebP, GIF or PPM file of at most `2 * Image.MAX_IMAGE_PIXELS`
-            pixels (Pillow's limit, 178,956,970 unless you set it); larger ones are not decoded.
+        path: a PNG, JPEG, TIFF, BMP, WebP, GIF, PGM or PPM file, JPEG 2000, AVIF, or another one
+            that Pillow reads as a picture, of at most `2 * Image.MAX_IMAGE_PIXELS` pixels
+            (Pillow's limit, 178,956,970 unless you set it); larger ones are not decoded.
+        full_scale: the white of 16-bit images, 4095 for a camera of 12 bits; None takes what the
+            file's tags say, or else 65535.
 
     Returns:
         The image in mode RGB, upright, decoded, its file closed.
@@ -50,18 +42,35 @@ def read_image(path: str | os.PathLike) -> Image.Image:
         DataError: if the file is missing, empty, truncated, too large, not an image or no file
             at all (a pipe, a device), or if its values have no fixed place in 0..255.
     """
-    return to_rgb(_decode(path), path)
+    return _to_rgb(decode(path), path, full_scale)
 
 
-def to_rgb(image: Image.Image, name: str | os.PathLike) -> Image.Image:
+def _to_rgb(decoded: Decoded, name: str | os.PathLike, full_scale: int | None) -> Image.Image:
     """A decoded image of any mode as 8-bit RGB, by the rules of `read_image`; errors say `name`."""
+    image = decoded.image
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(np.asarray(image), name)).convert("RGB")
+        image = Image.fromarray(to_8_bit(decoded.values(), name, decoded.depth, full_scale))
+    elif decoded.low is not None:
+        image = _deep_colour(decoded.values(), image.mode, name, decoded.depth, full_scale)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info.clear()  # or its EXIF rotation would be applied once more
+    return image
+
+
+def _deep_colour(
+    values: np.ndarray, mode: str, name: object, depth: Depth, full_scale: int | None
+) -> Image.Image:
+    """16-bit values of shape (H, W, 3 or 4) as an 8-bit image; alpha is 16-bit if it looks so."""
+    if mode != "RGBA":
+        return Image.fromarray(to_8_bit(values, name, depth, full_scale), mode)
+    colours = to_8_bit(values[..., :3], name, depth, full_scale)
+    alpha, white = values[..., 3:], depth.white or full_scale or depth.tagged
+    alpha = to_8_bit(alpha, name, Depth(white if white and alpha.max() <= white else WHITE))
+    return Image.fromarray(np.dstack([colours, alpha]), mode)
 
 
 def read_mask(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
@@ -75,8 +84,9 @@ def read_mask(path: str | os.PathLike, size: tuple[int, int]) -> np.ndarray:
         Boolean array of shape (height, width), True on defects.
 
     Raises:
-        DataError: if the file cannot be read, has another size, or is a JPEG, whose compression
-            leaves traces beside a defect that would count as one.
+        DataError: if the file cannot be read, has another size, or was compressed with loss
+            (JPEG and AVIF, some WebP, JPEG 2000 and TIFF), which leaves traces beside a defect
+            that would count as one.
     """
     return (_mask_pixels(path, size) != 0).any(axis=2)
 
@@ -117,15 +127,15 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
     paths = find_images(folder, recursive)
     if not paths:
         raise DataError(
-            f"The folder {folder} holds no image: put files with the suffix "
-            f"{', '.join(sorted(SUFFIXES))} into it."
+            f"The folder {folder} holds no image{_others(folder, recursive)}: put PNG, TIFF or "
+            "JPEG files into it, or others that Pillow reads."
         )
     return paths
 
 
 def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
     """As `list_images`, but a folder without images is no error."""
-    folder = Path(folder)
+    folder = as_path(folder)
     if not os.path.isdir(folder):
         problem = missing(folder) or "is a file, not a folder"
         raise DataError(f"The image folder {folder} {problem}: name an existing folder of images.")
@@ -144,21 +154,51 @@ def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
+def skipped_files(folder: str | os.PathLike, recursive: bool = False) -> dict[Path, str]:
+    """The files of a folder that are not taken for images, each with the reason.
+
+    Args:
+        folder, recursive: as in `list_images`. What lies in hidden folders is not listed.
+
+    Returns:
+        By path, in the order of `list_images`.
+
+    Raises:
+        DataError: as `find_images`.
+    """
+    folder = as_path(folder)
+    taken, skipped = set(find_images(folder, recursive)), {}
+    for parent, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [f for f in folders if recursive and not f.startswith(".")]
+        for path in (Path(parent, name) for name in names):
+            if path not in taken:
+                skipped[path] = _why_skipped(path)
+    return dict(sorted(skipped.items(), key=lambda item: item[0].relative_to(folder).as_posix()))
+
+
+def _why_skipped(path: Path) -> str:
+    if path.name.startswith("."):
+        return "hidden"
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return "left out"
+    return f"{suffix} is no format of pictures that Pillow reads" if suffix else "no suffix"
+
+
+def _others(folder: Path, recursive: bool) -> str:
+    """How many files a folder without images holds, and why the first is none."""
+    skipped = skipped_files(folder, recursive)
+    if not skipped:
+        return ""
+    first, why = next(iter(skipped.items()))
+    count = f"{len(skipped)} other file{'s' * (len(skipped) > 1)}"
+    return f" but {count} ({first.relative_to(folder).as_posix()}: {why})"
+
+
 def package_folder(package: str) -> Path | None:
     """Folder of an installed package, found without importing it; None if it is not installed."""
     spec = importlib.util.find_spec(package)
     return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def missing(path: Path) -> str | None:
-    """What keeps a path from being opened, in words; None if there is something at it."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return "is a link to nothing" if path.is_symlink() else "does not exist"
-    except (OSError, ValueError) as error:  # no permission, a name too long or with a null byte
-        return f"cannot be opened ({getattr(error, 'strerror', error)})"
-    return None
 
 
 def refuse_folder(error: OSError) -> None:
@@ -169,86 +209,19 @@ def refuse_folder(error: OSError) -> None:
     ) from None
 
 
-def _decode(path: str | os.PathLike) -> Image.Image:
-    """The first frame of an image file, upright, in the file's own mode, the file closed."""
-    path = Path(path)
-    _check_file(path)
-    try:
-        with warnings.catch_warnings():  # of Pillow: on odd metadata, and near its limit of pixels
-            warnings.simplefilter("ignore")
-            return _first_frame(path)
-    except UnidentifiedImageError:
-        raise DataError(_foreign(path)) from None
-    except Image.DecompressionBombError as error:
-        reason = str(error).rstrip(".")
-        raise DataError(f"{path} is too large ({reason}): crop it or scale it down.") from None
-    except Exception as error:  # on damaged files, Pillow's decoders raise nearly every type
-        if isinstance(error, OSError) and error.errno:  # the system's, not a decoder's
-            raise DataError(
-                f"The image {path} cannot be opened ({error.strerror}): check its permissions."
-            ) from None
-        reason = " ".join(str(error).split()) or type(error).__name__
-    raise DataError(
-        f"{path} cannot be read as an image ({reason}): save it again as PNG, or remove it."
-    )
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what must not be opened: a pipe would wait for ever, a device have no end."""
-    if not os.path.isfile(path):
-        problem = missing(path) or ("is a folder" if path.is_dir() else "is no regular file")
-        raise DataError(f"The image {path} {problem}: check the path of the image file.")
-    if path.stat().st_size == 0:
-        raise DataError(f"The image {path} is empty (0 bytes): copy it again or remove it.")
-
-
-def _first_frame(path: Path) -> Image.Image:
-    """Decode; errors are Pillow's. Its `exif_transpose` fails where it cannot write EXIF anew."""
-    with Image.open(path, formats=FORMATS) as image:
-        if image.format == "PNG":
-            image.verify()  # the checksums, which decoding does not compare
-    with Image.open(path, formats=FORMATS) as image:
-        if image.format == "TIFF":
-            _check_tiles(image)
-        image.load()
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-        upright = image.copy() if turn is None else image.transpose(turn)
-        upright.format = image.format
-    return upright
-
-
-def _check_tiles(image: Image.Image) -> None:
-    """Hold a TIFF's tiles, which are decoded whole, to the limit that Pillow holds images to."""
-    width, height = (image.tag_v2.get(tag, 0) for tag in TILE)
-    if Image.MAX_IMAGE_PIXELS and width * height > 2 * Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"its tiles have {width}x{height} pixels")
-
-
-def _foreign(path: Path) -> str:
-    """The error message for a file that is no image, with the remedy for the two usual kinds."""
-    with path.open("rb") as file:
-        start = file.read(256).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return f"{path} is a pointer of Git LFS, not the image: run `git lfs pull` to get it."
-    if start.startswith((b"<!doctype html", b"<html")):
-        return f"{path} is a web page, not an image: download the image again."
-    return (
-        f"{path} cannot be read as an image (its content is none of {', '.join(FORMATS)}, or an "
-        "unusual kind): save it again as PNG, or remove it."
-    )
-
-
 def _mask_pixels(path: str | os.PathLike, size: tuple[int, int] | None) -> np.ndarray:
     """Gray or colour values of a mask without its alpha, shape (H, W, 1 or 3)."""
-    mask = _decode(path)
+    path = as_path(path)
+    decoded = decode(path)
+    mask = decoded.image
     if size is not None and mask.size != tuple(size):
         raise DataError(
             f"The mask {path} has {mask.width}x{mask.height} pixels but its image has "
             f"{size[0]}x{size[1]}: save the mask at the size of its image."
         )
-    if mask.format in ("JPEG", "MPO"):
+    if lossy := lossy_format(path, mask):
         raise DataError(
-            f"The mask {path} is a JPEG, whose compression blurs it: save the mask as PNG, from "
+            f"The mask {path} is {lossy}, whose compression blurs it: save the mask as PNG, from "
             "its source."
         )
     mask.info.pop("transparency", None)
@@ -256,7 +229,7 @@ def _mask_pixels(path: str | os.PathLike, size: tuple[int, int] | None) -> np.nd
         mask = mask.convert("L")
     elif mask.mode in ("P", "PA", "CMYK", "LAB", "YCbCr"):  # black is not 0 there
         mask = mask.convert("RGB")
-    values = np.asarray(mask)
+    values = decoded.values() if decoded.low else np.asarray(mask)
     if mask.mode in ("LA", "La", "RGBA", "RGBa"):
         values = values[..., :-1]
     if values.dtype.kind == "f" and np.isnan(values).any():
@@ -264,38 +237,60 @@ def _mask_pixels(path: str | os.PathLike, size: tuple[int, int] | None) -> np.nd
     return values.reshape(mask.height, mask.width, -1)
 
 
-def _to_8_bit(values: np.ndarray, name: object) -> np.ndarray:
-    """Scale 16-bit integers or floats in 0..1, shape (H, W), to uint8 by a fixed factor."""
-    is_float = values.dtype.kind == "f"
-    highest = 1 if is_float else 65535
-    if not (values.min() >= 0 and values.max() <= highest):  # a NaN fails both comparisons
-        raise DataError(
-            f"{name} has {'floating-point' if is_float else 'integer'} values outside "
-            f"0..{highest} (or NaN): scale them to 0..{highest}, or save an 8-bit image."
-        )
-    scaled = values.astype(np.float64)
-    scaled *= 255 / highest  # in place: these are 8 bytes a pixel
-    return np.rint(scaled, out=scaled).astype(np.uint8)
+def open_image(item: ImageLike, full_scale: int | None = None) -> Image.Image:
+    """Any accepted kind of image as RGB, as if it were read from its file.
 
+    Args:
+        item: a path; a PIL image, whose EXIF rotation is applied; or an array, uint8 or uint16, of
+            shape (H, W), (H, W, 1), (H, W, 3) in the order RGB, or (H, W, 4) in the order RGBA.
+        full_scale: as in `read_image`.
 
-def open_image(item: ImageLike) -> Image.Image:
-    """Any accepted kind of image as RGB."""
+    Raises:
+        DataError: for anything else, or what cannot be decoded.
+    """
     if isinstance(item, str | os.PathLike):
-        return read_image(item)
+        return read_image(item, full_scale)
     if isinstance(item, Image.Image):
         try:
-            item.load()  # may be of a file that is damaged
-        except Exception as error:  # as in `_decode`
+            decoded = _given(item)  # may be of a file that is damaged
+        except Exception as error:  # as in `decode`
             raise DataError(f"the image given cannot be decoded ({error})") from None
         if 0 in item.size:
             raise DataError("the image given has no pixels")
-        return to_rgb(item, "the image given")
+        return _to_rgb(decoded, "the image given", full_scale)
     if isinstance(item, np.ndarray):
-        fits = item.ndim == 2 or (item.ndim == 3 and item.shape[2] == 3)
-        if item.dtype != np.uint8 or not fits or item.size == 0:
-            raise DataError(
-                f"an image array must be uint8 of shape (H, W, 3) or (H, W), not {item.dtype} of "
-                f"shape {item.shape}"
-            )
-        return Image.fromarray(item).convert("RGB")
-    raise DataError(f"an image is a path, a PIL image or a uint8 array, not {type(item).__name__}")
+        return _from_array(item, full_scale)
+    raise DataError(
+        f"an image is a path, a PIL image or a uint8 or uint16 array, not {type(item).__name__}"
+    )
+
+
+def _given(image: Image.Image) -> Decoded:
+    """A PIL image, decoded; one of more than 8 bits with all that its file says, if it has one."""
+    depth = depth_of(image, None)  # before the image is decoded, which forgets it
+    own, file = Decoded(upright(image), depth=depth), Path(getattr(image, "filename", ""))
+    if os.path.isfile(file) and is_deep_file(file):
+        found = decode(file)
+        if found.image.mode == own.image.mode and np.array_equal(found.image, own.image):
+            return found  # it is that file's, and nobody has drawn on it
+    return own
+
+
+def _from_array(array: np.ndarray, full_scale: int | None) -> Image.Image:
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2 or not fits or array.size == 0:
+        raise DataError(
+            "an image array must be uint8 or uint16, of shape (H, W), (H, W, 1), (H, W, 3) in the "
+            f"order RGB or (H, W, 4) in the order RGBA, not {array.dtype} of shape {array.shape}: "
+            "convert it (an array of floats in 0..1, for example, by np.uint8(255 * array + 0.5))"
+        )
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    name = "the array given"
+    if array.dtype == np.uint8:
+        image = Image.fromarray(array)
+    elif array.ndim == 2:
+        image = Image.fromarray(to_8_bit(array, name, None, full_scale))
+    else:
+        image = _deep_colour(array, ("RGB", "RGBA")[array.shape[2] - 3], name, Depth(), full_scale)
+    return _to_rgb(Decoded(image), name, full_scale)

@@ -25,7 +25,7 @@ from effad_core.errors import DataError
 from .images import SUFFIXES, find_images, list_images, missing, refuse_folder
 from .loco import CONFIG, read_defect_kinds
 from .scenario import GOOD, Sample, Scenario, good_samples, hold_out
-from .visa import VISA, is_visa_object, open_visa, visa_objects
+from .visa import is_visa_object, open_visa, visa_objects
 
 SPLITS = ("train", "validation", "test", "ground_truth")
 NORMAL = (GOOD, "ok", "normal")
@@ -33,14 +33,6 @@ VERDICTS = (  # words in a folder's name beside which other images are to be exp
     *(*NORMAL, "bad", "ng", "nok", "abnormal", "anomaly", "anomalies", "anomalous"),
     *("defect", "defects", "defective", "faulty", "mask", "masks"),
 )
-DATASETS = {  # name -> its scenarios
-    "mvtec-ad": (
-        *("bottle", "cable", "capsule", "carpet", "grid", "hazelnut", "leather", "metal_nut"),
-        *("pill", "screw", "tile", "toothbrush", "transistor", "wood", "zipper"),
-    ),
-    "mvtec-loco": ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors"),
-    "visa": VISA,
-}
 
 
 def open_folder(
@@ -98,7 +90,8 @@ def list_scenarios(root: str | os.PathLike) -> list[Path]:
     """
     root = Path(os.path.expanduser(root))
     _check_folder(root)
-    if _has_train_good(root) or (is_visa_object(root) and root.name in visa_objects(root.parent)):
+    whole = Path(os.path.abspath(root))  # "." has no name
+    if _has_train_good(root) or (is_visa_object(root) and whole.name in visa_objects(whole.parent)):
         return [root]
     if found := _scenarios(root):
         return found
@@ -106,28 +99,6 @@ def list_scenarios(root: str | os.PathLike) -> list[Path]:
         f"{root} holds no scenario: name a folder whose folders hold train/{GOOD}, or the VisA "
         "folder that holds split_csv."
     )
-
-
-def dataset_name(root: str | os.PathLike) -> str:
-    """Which dataset a folder of scenarios is, judged by the names of the scenarios in it.
-
-    Args:
-        root: as in `list_scenarios`; it need not hold all scenarios of its dataset.
-
-    Returns:
-        "mvtec-ad", "mvtec-loco" or "visa" if all scenarios are of that dataset (and, of MVTec
-        LOCO, bring validation images), else the folder's own name.
-
-    Raises:
-        DataError: as `list_scenarios`.
-    """
-    scenarios = list_scenarios(root)
-    for name, members in DATASETS.items():
-        if {path.name for path in scenarios} <= set(members) and (
-            name != "mvtec-loco" or all(os.path.isdir(path / "validation") for path in scenarios)
-        ):
-            return name
-    return Path(os.path.expanduser(root)).resolve().name
 
 
 def is_plain_folder(path: str | os.PathLike) -> bool:

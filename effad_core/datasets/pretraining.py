@@ -8,6 +8,8 @@ from pathlib import Path
 
 from effad_core.errors import DataError
 from effad_core.storage import files
+from effad_core.storage.digests import combined, digest, inventory, names_below
+from effad_core.storage.files import as_path
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ PHOTOGRAPHS = (
 )
 IMAGENETTE = "imagenette2-320"  # the folder that its archive holds
 MOST_CHECKED = 50_000  # images that are looked at before the first draw: seconds, not minutes
+MANY = 1000  # more images than this are recognised by their names and sizes
 FEW = 100  # with fewer images than this, random crops replace whole images
 MOST_DRAWS = 100  # of images that cannot be read, one after another
 
@@ -69,6 +72,27 @@ class PretrainingImages:
     def describe(self) -> str:
         """One line: how many images, from where, under which licence."""
         return f"Pretraining images: {len(self)} from {self.source} ({self.licence})"
+
+    def identity(self) -> str:
+        """16 hexadecimal digits by which a run recognises these images.
+
+        They stand for the content of up to 1000 images. Of more images, of which a training draws
+        only some, reading all could take longer than the training; they stand for names and sizes.
+
+        Raises:
+            DataError: if an image is missing or cannot be opened.
+        """
+        if len(self) <= MANY:
+            return combined(inventory(self.paths))
+        names, root = names_below(self.paths)
+        try:
+            sizes = [os.path.getsize(root + name) for name in names]
+        except OSError as error:
+            raise DataError(
+                f"The pretraining image {error.filename} cannot be opened ({error.strerror}): "
+                "check the path and its permissions."
+            ) from None
+        return digest(repr([*zip(names, sizes, strict=True)]))
 
     def read(self, index: int) -> Image.Image:
         """Image `index` as 8-bit RGB, from memory if it was read before (do not write into it)."""
@@ -247,6 +271,10 @@ def open_pretraining(
     Raises:
         DataError: if the folder is missing or empty, none of its images can be read, or Imagenette
             cannot be downloaded.
+
+    Example:
+        >>> len(open_pretraining())  # the photographs that come with scikit-image and scikit-learn
+        12
     """
     if source is None or source == "photographs":
         return PretrainingImages(
@@ -257,12 +285,12 @@ def open_pretraining(
         )
     if source == "imagenette":
         return PretrainingImages(
-            _readable(_imagenette(Path(root or "data").expanduser()), "Imagenette"),
+            _readable(_imagenette(as_path(root or "data")), "Imagenette"),
             "Imagenette, ten classes of ImageNet",
             "Apache-2.0 for the selection, ImageNet's terms of access for the images",
             cache_megabytes,
         )
-    folder = Path(source).expanduser()
+    folder = as_path(source)
     if not folder.is_dir():
         raise DataError(
             f"The pretraining images {source} are no folder: name an existing folder of images, "
@@ -270,7 +298,7 @@ def open_pretraining(
         )
     return PretrainingImages(
         _readable(list_images(folder, recursive=True), f"the folder {source}"),
-        f"the folder {folder.name}",
+        f"the folder {Path(os.path.abspath(folder)).name}",
         "the licence of the images in that folder",
         cache_megabytes,
     )

@@ -8,7 +8,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from effad_core.errors import DataError
@@ -16,6 +16,7 @@ from effad_core.errors import DataError
 import numpy as np
 from PIL import Image
 
+from .full_scale import FullScale
 from .images import read_image, read_mask, read_mask_values
 
 GOOD = "good"
@@ -61,6 +62,7 @@ class Sample:
         mask_paths: ground-truth masks; their union is the anomalous region.
         defect_kinds: all kinds of defects of the scenario, where it says (MVTec LOCO): then each
             mask is one defect, and the value of its pixels says of which kind.
+        full_scale: the scenario's white of 16-bit images; None for a sample without scenario.
     """
 
     path: Path
@@ -68,10 +70,11 @@ class Sample:
     anomaly_type: str
     mask_paths: tuple[Path, ...] = ()
     defect_kinds: tuple[DefectKind, ...] = ()
+    full_scale: FullScale | None = field(default=None, compare=False, repr=False)
 
     def load(self) -> Image.Image:
         """Read the image as 8-bit RGB (see `read_image`)."""
-        return read_image(self.path)
+        return read_image(self.path, self.full_scale and self.full_scale.value)
 
     def load_mask(self) -> np.ndarray | None:
         """Read the ground truth.
@@ -197,6 +200,14 @@ class Scenario:
                         f"{sample.path} is in the {split_of[file]} and in the {split} split of "
                         f"{self.name}: keep it in one of them, or the evaluation is worthless."
                     )
+        shared = FullScale((sample.path for sample in self.train), self.name)
+        for split, samples in self._splits():
+            object.__setattr__(self, split, tuple(replace(s, full_scale=shared) for s in samples))
+
+    @property
+    def full_scale(self) -> int | None:
+        """The white of all 16-bit images, found on the training images; None if none has 16."""
+        return self.train[0].full_scale.value
 
     def _splits(self) -> tuple[tuple[str, tuple[Sample, ...]], ...]:
         return ("train", self.train), ("validation", self.validation), ("test", self.test)

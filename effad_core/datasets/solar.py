@@ -4,7 +4,7 @@
 defect probability that experts gave it: 0, 1/3, 2/3 or 1 (Buerhop-Lutz et al., EU PVSEC 2018).
 """
 
-from effad_core.errors import DataError
+from effad_core.errors import DataError, not_installed
 
 from .images import package_folder
 from .scenario import Sample, Scenario, good_samples, hold_out, ranked_by_name
@@ -68,8 +68,7 @@ def _read_labels(cell_type: str) -> list[tuple]:
     folder = package_folder("elpv_dataset")
     if folder is None:
         raise DataError(
-            "The solar images are in the package elpv-dataset, which is not installed: "
-            "run `pip install elpv-dataset`."
+            not_installed(f"The scenario solar-{cell_type}", "elpv-dataset", "course") + "."
         )
     labels = folder / "data" / "labels.csv"
     try:

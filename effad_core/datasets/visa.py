@@ -14,10 +14,20 @@ from effad_core.errors import DataError
 
 from .scenario import GOOD, Sample, Scenario, hold_out
 
-VISA = (
-    *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1", "macaroni2"),
-    *("pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
-)
+VISA = {  # object -> numbers of training images, normal and anomalous test images in the archive
+    "candle": (900, 100, 100),
+    "capsules": (542, 60, 100),
+    "cashew": (450, 50, 100),
+    "chewinggum": (453, 50, 100),
+    "fryum": (450, 50, 100),
+    "macaroni1": (900, 100, 100),
+    "macaroni2": (900, 100, 100),
+    "pcb1": (904, 100, 100),
+    "pcb2": (901, 100, 100),
+    "pcb3": (905, 101, 100),
+    "pcb4": (904, 101, 100),
+    "pipe_fryum": (450, 50, 100),
+}
 SPLIT_FILE = Path("split_csv", "1cls.csv")
 COLUMNS = ("object", "split", "label", "image", "mask")
 
@@ -31,6 +41,21 @@ def is_visa_object(path: Path) -> bool:
     """Whether a folder lies beside VisA's split table."""
     path = Path(os.path.abspath(path))
     return os.path.isdir(path) and path.name != "split_csv" and _has_table(path.parent)
+
+
+def count_rows(path: Path) -> tuple[int, int, int]:
+    """How many training images, normal and anomalous test images the table has of an object.
+
+    Args:
+        path: the object's folder.
+
+    Raises:
+        DataError: if the table is damaged.
+    """
+    rows = [row for _, row in _rows(path.parent) if row["object"] == path.name]
+    test = [row["label"] for row in rows if row["split"] == "test"]
+    normal = test.count("normal")
+    return len(rows) - len(test), normal, len(test) - normal
 
 
 def open_visa(path: Path, *, validation_fraction: float = 0.1, seed: int = 0) -> Scenario:

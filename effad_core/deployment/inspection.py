@@ -20,19 +20,17 @@ from typing import TextIO
 
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import Sample, list_images
+from effad_core.datasets.images import skipped_files
+from effad_core.deployment.overlays import bounding_boxes, overlay
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError, printable
-from effad_core.figures import ANOMALOUS, MAP_COLOURS
 from effad_core.prediction import Prediction, Predictor
-from effad_core.storage.files import write_text
+from effad_core.storage.files import as_path, write_text
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
 
 import numpy as np
 import torch
-from matplotlib import colormaps
-from matplotlib.colors import to_rgb
 from PIL import Image
-from scipy.ndimage import find_objects, label, maximum_filter, minimum_filter
 from tqdm.auto import tqdm
 
 PREDICTIONS, OVERLAYS, MASKS, BOXES = "predictions.csv", "overlays", "masks", "boxes.json"
@@ -42,7 +40,6 @@ COLUMNS = (
 )
 VERDICTS = {True: "anomalous", False: "normal", None: "unjudged"}
 UNKNOWN_SCALE = 0.3  # end of the colour scale without a pixel threshold above 0: three times q_b
-OPACITY = 0.55  # at the end of the scale
 FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")  # a cell that starts so, a spreadsheet may execute
 
 Images = str | os.PathLike | Iterable[str | os.PathLike | Sample]
@@ -74,6 +71,11 @@ def fit_thresholds(
         DataError: for an image that cannot be read.
         ValueError: if a sample is anomalous, the detector has no quantiles, or the images are too
             few for the rate: the message says how many are needed, and the lowest rate possible.
+
+    Example:
+        >>> point, _ = fit_thresholds(detector, scenario.validation, 0.5, guarantee="average")
+        >>> detector.threshold == point.threshold
+        True
     """
     for sample in samples:
         if sample.label:
@@ -106,6 +108,8 @@ class Inspection:
         errors: all messages of the CSV's column error.
         operating_point, pixel_operating_point: the detector's.
         scale: end of the overlays' colour scale; None if there are none.
+        skipped: the files of the folder of images that were not taken for images, each with the
+            reason.
     """
 
     folder: Path
@@ -117,6 +121,7 @@ class Inspection:
     operating_point: OperatingPoint | None
     pixel_operating_point: OperatingPoint | None
     scale: float | None
+    skipped: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -136,6 +141,9 @@ class Inspection:
         lines += [f"error: {error}" for error in self.errors[:5]]
         if len(self.errors) > 5:
             lines.append(f"and {len(self.errors) - 5} more errors, all in the column error")
+        if self.skipped:
+            more = f" and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
+            lines.append(printable(f"no images: {', '.join(self.skipped[:3])}{more}"))
         if self.scale is not None:
             lines.append(f"colours of the overlays: 0 to {self.scale:.3g}, the same in every image")
         return "\n".join([*lines, printable(f"written to {self.folder}")])
@@ -191,8 +199,13 @@ def inspect_images(
             CSV cannot be written (of an earlier call, nothing is deleted then).
         ValueError: if there are no images, one is given twice, the detector has no quantiles, or
             its weights are damaged; or has no pixel threshold for masks or boxes.
+
+    Example:
+        >>> inspection = inspect_images(detector, scenario.test[:2], folder)
+        >>> inspection.images, sorted(path.name for path in folder.iterdir())
+        (2, ['overlays', 'predictions.csv'])
     """
-    folder = Path(folder).expanduser()
+    folder = as_path(folder)
     names, paths = _names_and_paths(images, folder)
     detector.check_quantiles()  # before anything is deleted
     limit = detector.pixel_operating_point
@@ -235,71 +248,23 @@ def inspect_images(
         write_text(folder / BOXES, json.dumps(found, indent=1) + "\n")
     numbers = (counts[name] for name in ("anomalous", "normal", "unjudged", "unreadable"))
     scale = scale if overlays else None
-    return Inspection(folder, *numbers, tuple(errors), detector.operating_point, limit, scale)
+    points = detector.operating_point, limit
+    return Inspection(folder, *numbers, tuple(errors), *points, scale, _skipped(images))
 
 
-def overlay(
-    image: Image.Image, anomaly_map: np.ndarray, scale: float, threshold: float | None = None
-) -> Image.Image:
-    """An image under its anomaly map.
-
-    Args:
-        image: RGB.
-        anomaly_map: shape (height, width).
-        scale: the value at the upper end of the colours; the lower end is 0, and transparent.
-        threshold: contoured; None draws no contour.
-
-    Returns:
-        RGB, of the same size.
-    """
-    levels = np.uint8(np.clip(anomaly_map * (255 / scale), 0, 255))
-    colours = np.uint8(255 * colormaps[MAP_COLOURS](np.arange(256))[:, :3])
-    opacity = Image.fromarray(np.uint8(OPACITY * levels))
-    shown = Image.composite(Image.fromarray(colours[levels]), image, opacity)
-    marked = anomaly_map > (np.inf if threshold is None else threshold)
-    if not marked.any():
-        return shown
-    pixels = np.array(shown)
-    reach = 3 + 2 * (max(image.size) // 600)  # a line that can be seen in a large image too
-    pixels[maximum_filter(marked, reach) & ~marked] = 255
-    inside = minimum_filter(marked, reach, mode="constant", cval=False)
-    pixels[marked & ~inside] = np.uint8(255 * np.array(to_rgb(ANOMALOUS)))
-    return Image.fromarray(pixels)
-
-
-def bounding_boxes(prediction: Prediction) -> list[dict[str, float]]:
-    """Rectangles around what is above the pixel threshold, one for each group of touching pixels.
-
-    Args:
-        prediction: of a detector with a pixel threshold.
-
-    Returns:
-        For each group x and y of its upper left pixel, counted from 0, width and height in pixels,
-        and the map's peak in it; the highest peak first.
-
-    Raises:
-        ValueError: if there was no pixel threshold.
-    """
-    groups, _ = label(prediction.anomalous_pixels, np.ones((3, 3)))  # corners touch too
-    found = []
-    for number, (rows, columns) in enumerate(find_objects(groups), start=1):
-        inside = groups[rows, columns] == number
-        found.append(
-            {
-                "x": columns.start,
-                "y": rows.start,
-                "width": columns.stop - columns.start,
-                "height": rows.stop - rows.start,
-                "peak": float(prediction.map[rows, columns][inside].max()),
-            }
-        )
-    return sorted(found, key=lambda box: -box["peak"])
+def _skipped(images: Images) -> tuple[str, ...]:
+    """What a folder of images holds beside them, by its path inside the folder, with the reason."""
+    if not isinstance(images, str | os.PathLike) or not as_path(images).is_dir():
+        return ()
+    found = skipped_files(images, recursive=True)
+    root = as_path(images)
+    return tuple(f"{path.relative_to(root).as_posix()} ({why})" for path, why in found.items())
 
 
 def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Path]]:
     """Paths relative to the folder of images, and the paths; none may be among the output."""
     alone = isinstance(images, str | os.PathLike)
-    root = Path(images).expanduser() if alone else None
+    root = as_path(images) if alone else None
     if alone and not root.is_file():
         paths = list_images(root, recursive=True)
         names = [path.relative_to(root) for path in paths]
@@ -310,7 +275,7 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
             )
     else:
         items = [root] if alone else images
-        paths = [item.path if isinstance(item, Sample) else Path(item) for item in items]
+        paths = [item.path if isinstance(item, Sample) else as_path(item) for item in items]
         if not paths:
             raise ValueError("there are no images to inspect: give at least one")
         whole = [Path(os.path.abspath(path)) for path in paths]
@@ -397,9 +362,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Judge images: predictions.csv and overlays.",
         epilog="example: effad predict detector.safetensors path/to/images --output verdicts",
     )
-    parser.add_argument("detector", type=Path, help="a detector.safetensors")
+    parser.add_argument("detector", type=as_path, help="a detector.safetensors")
     parser.add_argument("images", help="a folder of images, or one image")
-    parser.add_argument("--output", type=Path, default=Path("build/inspection"))
+    parser.add_argument("--output", type=as_path, default=Path("build/inspection"))
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
     parser.add_argument("--masks", action="store_true", help="write the anomalous pixels as PNG")
     parser.add_argument("--boxes", action="store_true", help="write rectangles around them as JSON")

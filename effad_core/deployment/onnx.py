@@ -4,22 +4,29 @@
 
 Input "image": uint8, (N, H, W, 3), RGB, resized to the detector's size with Pillow's bilinear
 filter, as `predict` does. Outputs: "map", float32, (N, H, W), the combined map at that size, and
-"score", float32, (N,), its maximum. N is free. The thresholds, H and W are in the file's metadata.
+"score", float32, (N,), its maximum. N is free. The thresholds, H and W are in the file's metadata,
+and full_scale: the value of 16-bit images that becomes 255, for example 4095, or null for 8 bits.
 Notebook 10 ends with a predictor of ten lines that needs onnxruntime, numpy and pillow.
 """
 
+import errno
 import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from effad_core.acceleration.precision import number_format
 from effad_core.deployment.prepared import InferenceGraph
 from effad_core.detector import POINTS, EfficientAD
-from effad_core.errors import RunError
+from effad_core.errors import RunError, not_installed
+from effad_core.storage.files import as_path, reason
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 OPSET = 18
 
@@ -41,14 +48,20 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
 
     Args:
         detector: trained; it stays as it is.
-        path: ends with ".onnx".
+        path: ends with ".onnx"; its folder is made if it is missing.
 
     Raises:
-        RunError: if the package onnx or onnxscript is missing, or the path does not end so.
+        RunError: if the package onnx or onnxscript is missing, the path does not end so, or nothing
+            can be written there.
         ValueError: if the detector has no quantiles, or a number is not finite; or if it has
             thresholds that were not found in float32, in which the file computes.
+
+    Example:
+        >>> export(detector, folder / "detector.onnx")
+        >>> (folder / "detector.onnx").is_file()
+        True
     """
-    path = Path(path)
+    path = as_path(path)
     if path.suffix != ".onnx":
         raise RunError(f"{path} must end with .onnx")
     points = {name: getattr(detector, attribute) for name, attribute in POINTS.items()}
@@ -62,33 +75,51 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
     try:
         import onnx
         import onnxscript  # noqa: F401  torch.onnx needs it
-    except ImportError as error:
-        raise RunError(
-            f"the package {error.name} is missing; pip install onnx onnxscript"
-        ) from None
+    except ModuleNotFoundError as error:
+        raise RunError(not_installed("the export to ONNX", error.name, "export")) from None
     module = ExportedGraph(detector).eval()
     example = torch.zeros(2, *detector.image_size, 3, dtype=torch.uint8)
-    program = torch.onnx.export(
-        module,
-        (example,),
-        input_names=["image"],
-        output_names=["map", "score"],
-        dynamic_shapes={"image": {0: torch.export.Dim.DYNAMIC}},
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        part = Path(folder) / path.name
-        program.save(part, external_data=False)
-        model = onnx.load(part)
-        onnx.helper.set_model_props(
-            model,
-            {
-                "image_size": json.dumps(detector.image_size),
-                "operating_points": json.dumps(described),
-            },
-        )
-        onnx.checker.check_model(model)
-        onnx.save(model, part)
-        os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            part = Path(folder) / path.name
+            program = torch.onnx.export(
+                module,
+                (example,),
+                input_names=["image"],
+                output_names=["map", "score"],
+                dynamic_shapes={"image": {0: torch.export.Dim.DYNAMIC}},
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            program.save(part, external_data=False)
+            model = onnx.load(part)
+            _forget_the_machine(model)
+            onnx.helper.set_model_props(
+                model,
+                {
+                    "image_size": json.dumps(detector.image_size),
+                    "full_scale": json.dumps(detector.full_scale),
+                    "operating_points": json.dumps(described),
+                },
+            )
+            onnx.checker.check_model(model)
+            onnx.save(model, part)
+            os.replace(part, path)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {reason(error)}, or choose another path"
+        ) from None
+
+
+def _forget_the_machine(message: "Message") -> None:
+    """Remove what torch notes of each node: the lines of code that made it, with their paths."""
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for part in value if hasattr(value, "__len__") else [value]:
+                _forget_the_machine(part)

@@ -23,7 +23,7 @@ from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError
 from effad_core.metrics import image_auroc
 from effad_core.schedule import PROFILES, Schedule
-from effad_core.storage.files import check_file, check_folder
+from effad_core.storage.files import as_path, check_file, check_folder
 from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
 from effad_core.training import DETECTOR, train
 
@@ -75,6 +75,7 @@ def train_folder(
     Raises:
         DataError, RunError, ValueError: as `train`.
     """
+    run_dir = as_path(run_dir)
     detector = EfficientAD(size).load_teacher(teacher)
     photographs = open_pretraining(pretraining)
     train(detector, scenario, schedule, photographs, run_dir, seed=seed, device=device)
@@ -96,7 +97,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
     parser.add_argument("--guarantee", choices=GUARANTEES, default="confident")
-    parser.add_argument("--run-dir", type=Path, help="build/runs/NAME-... without it")
+    parser.add_argument("--run-dir", type=as_path, help="build/runs/NAME-... without it")
     parser.add_argument("--teacher", help="a teacher's file; the shipped one without it")
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
     parser.add_argument("--seed", type=int, default=0)
@@ -153,6 +154,7 @@ def summary(detector: EfficientAD, scenario: Scenario, points: Sequence[Operatin
         f"{len(scenario.validation)} others held out for quantiles and thresholds",
         f"computed on {detector.device} in "
         f"{describe_precision(precision, detector.device, 'training', detector.size)}",
+        *([f"white in 16-bit images: {detector.full_scale}"] if detector.full_scale else []),
         f"images: {points[0]}",
         f"pixels: {points[1]}",
     ]
@@ -173,7 +175,7 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
         description="Find a detector's thresholds anew from good images, or set one by hand.",
         epilog="example: effad threshold detector.safetensors path/to/good_images --rate 0.02",
     )
-    parser.add_argument("detector", type=Path, help="a detector.safetensors; it is replaced")
+    parser.add_argument("detector", type=as_path, help="a detector.safetensors; it is replaced")
     parser.add_argument("images", nargs="?", help="a folder of good images not trained on")
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
     parser.add_argument("--guarantee", choices=GUARANTEES, default="confident")
@@ -181,7 +183,7 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="compute in it from now on; its own without it"
     )
-    parser.add_argument("--output", type=Path, help="write this file instead of replacing it")
+    parser.add_argument("--output", type=as_path, help="write this file instead of replacing it")
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
     if (args.images is None) == (args.value is None):
@@ -193,7 +195,7 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
         if args.value is not None:
             detector.threshold = args.value
         else:
-            paths = list_images(Path(args.images).expanduser(), recursive=True)
+            paths = list_images(args.images, recursive=True)
             samples = [Sample(path, 0, "good") for path in paths]
             fit_thresholds(detector, samples, args.rate, guarantee=args.guarantee)
         detector.save(args.output or args.detector)
@@ -208,8 +210,8 @@ def export_main(arguments: Sequence[str] | None = None) -> None:
         description="Write a detector as ONNX, for ONNX Runtime or OpenVINO, without PyTorch.",
         epilog="example: effad export detector.safetensors my_part.onnx",
     )
-    parser.add_argument("detector", type=Path, help="a detector.safetensors")
-    parser.add_argument("output", type=Path, help="the .onnx file to write")
+    parser.add_argument("detector", type=as_path, help="a detector.safetensors")
+    parser.add_argument("output", type=as_path, help="the .onnx file to write")
     args = parser.parse_args(arguments)
     with friendly_errors("nothing was written"):
         export(EfficientAD.load(args.detector, "cpu"), args.output)

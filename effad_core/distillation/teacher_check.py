@@ -15,6 +15,7 @@ from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import SCENARIOS, Sample, Scenario, open_scenario
+from effad_core.datasets.full_scale import find_full_scale
 from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.layouts import good_images, is_plain_folder
 from effad_core.datasets.transforms import normalise, resize, to_tensor
@@ -152,7 +153,7 @@ def teacher_report(
     Args:
         detector: only its teacher, image_size and card are used.
         images: normal images: a scenario (its training images are taken) or samples; or paths, PIL
-            images and arrays as `EfficientAD.predict` takes them, one or a sequence.
+            images and arrays (RGB) as `EfficientAD.predict` takes them, one or a sequence.
         batch_size: images that go through the teacher at once; the report does not depend on it.
         device: where the detector computes, now and afterwards; None takes the GPU where there is
             one.
@@ -176,7 +177,7 @@ def teacher_report(
     detector.use_device(device)
     moments = ChannelMoments(covariance=True)
     with torch.no_grad():
-        for batch in _batches(images, detector.image_size, batch_size):
+        for batch in _batches(images, detector, batch_size):
             moments.add(detector.teacher(normalise(batch.to(detector.device))).float())
 
     finite = (torch.isfinite(moments.mean) & torch.isfinite(moments.deviation)).cpu().numpy()
@@ -288,15 +289,17 @@ def _reference(detector: EfficientAD) -> tuple[str, np.ndarray, np.ndarray]:
 
 
 def _batches(
-    images: Sequence[Sample | ImageLike], image_size: tuple[int, int], batch_size: int
+    images: Sequence[Sample | ImageLike], detector: EfficientAD, batch_size: int
 ) -> Iterator[Tensor]:
-    """The images as uint8 tensors (n, 3, H, W) at image_size, n <= batch_size."""
+    """The images as uint8 tensors (n, 3, H, W) at the detector's size, n <= batch_size."""
+    paths = [item for item in images if isinstance(item, str | os.PathLike)]
+    full_scale = detector.full_scale or find_full_scale(paths, "the images given")
     for start in range(0, len(images), batch_size):
         opened = (
-            item.load() if isinstance(item, Sample) else open_image(item)
+            item.load() if isinstance(item, Sample) else open_image(item, full_scale)
             for item in images[start : start + batch_size]
         )
-        yield torch.stack([to_tensor(resize(image, image_size)) for image in opened])
+        yield torch.stack([to_tensor(resize(image, detector.image_size)) for image in opened])
 
 
 def _participation_ratio(

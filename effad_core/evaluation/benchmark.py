@@ -12,6 +12,7 @@ tables' file too, and makes the command fail in the end.
 import argparse
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ from effad_core.datasets import (
     DATASETS,
     SCENARIOS,
     PretrainingImages,
+    Sample,
     Scenario,
     dataset_name,
     list_scenarios,
@@ -32,12 +34,14 @@ from effad_core.datasets import (
     open_scenario,
 )
 from effad_core.datasets.checks import check_scenario
+from effad_core.datasets.published import namesake_warning, published
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError
 from effad_core.evaluation.scores import KINDS, METRICS, evaluate, map_paths
 from effad_core.evaluation.tables import layout
 from effad_core.schedule import PROFILES, Schedule
-from effad_core.storage.files import check_file, check_folder, remove_parts, write_text
+from effad_core.storage.digests import digest, inventory
+from effad_core.storage.files import as_path, check_file, check_folder, remove_parts, write_text
 from effad_core.storage.runs import alone
 from effad_core.storage.shipped import shipped
 from effad_core.storage.weights import fingerprint
@@ -84,9 +88,10 @@ def plan(sources: Sequence[str]) -> list[Entry]:
         if source in SCENARIOS:
             entries.append(Entry(source, source, source))
             continue
-        folders = list_scenarios(source)
-        dataset = dataset_name(source)
-        entries += [Entry(dataset, folder.name, folder) for folder in folders]
+        name = dataset_name(source)
+        for folder in list_scenarios(source):
+            own = Path(os.path.abspath(folder)).name  # "." has none
+            entries.append(Entry(published(folder) or name, own, folder))
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"two scenarios are called {', '.join(twice)}: name them in two calls.")
@@ -125,7 +130,8 @@ def run_one(
 ) -> Metrics:
     """Train (or take up, or load) one run and evaluate it, unless its metrics are there already.
 
-    metrics.json counts as this run's if it names the bytes of its detector and its test images.
+    metrics.json counts as this run's if it holds the digests of its detector and of its test
+    images, their labels and masks.
     With a folder `maps`, the run is evaluated in any case and its anomaly maps are written there.
     The teacher is as in `new_detector`, the device as in `train`.
     """
@@ -133,10 +139,9 @@ def run_one(
     start = time.perf_counter()
     train(detector, scenario, schedule, pretraining, run_dir, seed=seed, device=device)
     minutes = (time.perf_counter() - start) / 60
-    files = "\n".join(f"{s.anomaly_type}/{s.path.name}" for s in scenario.test)
     identity = {
         "detector": sha256((run_dir / DETECTOR).read_bytes()).hexdigest(),
-        "test_images": sha256(files.encode("utf-8", "surrogateescape")).hexdigest(),
+        "test_images": tested(scenario.test),
     }
     if maps is None and (known := _read_metrics(run_dir / METRICS, identity)) is not None:
         print(f"{run_dir.name}: evaluated before", flush=True)
@@ -152,6 +157,28 @@ def run_one(
     areas = "  ".join(f"{COLUMNS[n]} {headline(metrics)[n]:.3f}" for n in list(COLUMNS)[:3])
     print(f"{run_dir.name}: {areas}   ({minutes:.1f} min of training in this call)", flush=True)
     return metrics
+
+
+def tested(samples: Sequence[Sample]) -> str:
+    """A digest of everything that metrics are computed from, beside the detector.
+
+    Args:
+        samples: the test images.
+
+    Returns:
+        16 hexadecimal digits that change with the name, content, label or type of an image, the
+        content of a mask, and what defects_config.json says of the kinds of defects.
+
+    Raises:
+        DataError: if an image or a mask cannot be opened.
+    """
+    files = inventory(path for sample in samples for path in (sample.path, *sample.mask_paths))
+    contents = iter(content for _, content in files)
+    rows = []
+    for s in samples:
+        found = [next(contents) for _ in (s.path, *s.mask_paths)]
+        rows.append((s.anomaly_type, s.path.name, s.label, s.defect_kinds, found))
+    return digest(repr(rows))
 
 
 def _read_metrics(path: Path, identity: Mapping[str, str]) -> Metrics | None:
@@ -318,9 +345,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
-    parser.add_argument("--maps", type=Path, help="write anomaly maps (float32 TIFFs) into this")
-    parser.add_argument("--runs", type=Path, default=Path("build/runs"))
-    parser.add_argument("--output", type=Path, default=Path("build/results") / RESULTS)
+    parser.add_argument("--maps", type=as_path, help="write anomaly maps (float32 TIFFs) into this")
+    parser.add_argument("--runs", type=as_path, default=Path("build/runs"))
+    parser.add_argument("--output", type=as_path, default=Path("build/results") / RESULTS)
     args = parser.parse_args(arguments)
     try:
         failed = _run(args)
@@ -349,6 +376,9 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     suffix = _suffix(args, schedule, weights)
     print(pretraining.describe())
     print(f"computing on {device}")
+    for entry in entries:
+        if note := namesake_warning(entry.source):
+            print(note)
     runs = {
         (entry.name, seed): f"{entry.name}-{args.profile}-{args.size}-seed{seed}{suffix}"
         for seed in args.seeds  # every scenario once, before any of them again

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import open_scenario
@@ -31,7 +30,7 @@ from effad_core.evaluation.examples import (
     survey,
 )
 from effad_core.figures import map_panel
-from effad_core.storage.files import write_text
+from effad_core.storage.files import as_path, write_text
 from effad_core.training import DETECTOR
 
 import numpy as np
@@ -139,7 +138,7 @@ def write_gallery(folder: str | os.PathLike, surveys: Sequence[Survey]) -> list[
     limits = colour_limits(surveys)
     pictures = [picture for one in surveys for picture in scenario_pictures(one, limits)]
     pictures += failure_pictures(surveys, limits)
-    folder = Path(folder)
+    folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     sections = ["# Anomaly maps", *(f"* {one.name}: {one.point}" for one in surveys)]
     for picture in tqdm(pictures, desc="writing", leave=False):
@@ -195,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="SCENARIO=DETECTOR",
         help="a scenario's name or folder, and a detector's file or the folder of its run",
     )
-    parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--output", type=as_path, required=True, help="the PNG to write")
     parser.add_argument("--device", help=DEVICE_HELP)
     options = parser.parse_args(arguments)
     try:
@@ -214,5 +213,6 @@ def _survey_named(pair: str, device: str | None) -> Survey:
     source, _, path = pair.partition("=")
     if not source or not path:
         raise ValueError(f"'{pair}' is not of the form SCENARIO=DETECTOR")
-    file = Path(path) / DETECTOR if Path(path).is_dir() else Path(path)
+    file = as_path(path)
+    file = file / DETECTOR if file.is_dir() else file
     return survey(prepare(EfficientAD.load(file, device), device), open_scenario(source))

@@ -18,7 +18,7 @@ from effad_core.datasets import Sample, Scenario
 from effad_core.datasets.checks import without_masks
 from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
 from effad_core.prediction import Predictor
-from effad_core.storage.files import write_file, write_text
+from effad_core.storage.files import as_path, write_file, write_text
 
 import numpy as np
 import torch
@@ -151,7 +151,7 @@ class Evaluation:
             for index, sample in enumerate(self.samples)
         ]
         content = {"scenario": self.name, **details, "metrics": metrics, "images": rows}
-        folder = Path(run_dir)
+        folder = as_path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / METRICS, json.dumps(content, indent=1) + "\n")
         return metrics
@@ -170,7 +170,7 @@ class Evaluation:
         """
         if self.maps is None:
             raise ValueError("there are no maps to save: call evaluate(..., keep_maps=True)")
-        root = Path(folder) / self.name
+        root = as_path(folder) / self.name
         for path, m in zip(map_paths(root, self.samples), self.maps, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(m.astype(np.float32))
@@ -213,6 +213,11 @@ def evaluate(
         DataError: for an image that cannot be read.
         ValueError: if there are no samples, the detector has no quantiles, or the map of an image,
             which is named, is not finite.
+
+    Example:
+        >>> evaluation = evaluate(detector, scenario, device="cpu")
+        >>> list(evaluation.auroc())
+        ['combined', 'student-teacher', 'autoencoder']
     """
     whole = isinstance(scenario, Scenario)
     samples = tuple(scenario.test if whole else scenario)

@@ -21,6 +21,11 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}  # of a disk that has none
 
 
+def as_path(path: str | os.PathLike) -> Path:
+    """A path as the user gives it; "~" is the home folder."""
+    return Path(os.path.expanduser(path))
+
+
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` write a file beside `path`, then move it there: `path` is never half-written.
 
@@ -39,12 +44,13 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` write a file beside `path`, then move it there.
+    """Let `write` write a file beside `path`, then move it there; missing folders are made.
 
     Raises:
         RunError: if it cannot be written; `path` is then what it was.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, write)
     except OSError as error:
         raise RunError(
@@ -72,7 +78,7 @@ def check_folder(folder: str | os.PathLike, choice: str) -> None:
     Raises:
         RunError: if the system does not let a file be made there.
     """
-    _check(Path(folder), Path(folder), choice)
+    _check(as_path(folder), as_path(folder), choice)
 
 
 def check_file(path: str | os.PathLike, choice: str) -> None:
@@ -85,9 +91,10 @@ def check_file(path: str | os.PathLike, choice: str) -> None:
     Raises:
         RunError: if it is a folder, or the system does not let a file be made there.
     """
-    if os.path.isdir(path):
+    path = as_path(path)
+    if path.is_dir():
         raise RunError(f"{path} is a folder, not a file: choose another {choice}")
-    _check(Path(path), Path(path).parent, choice)
+    _check(path, path.parent, choice)
 
 
 def _check(path: Path, folder: Path, choice: str) -> None:

@@ -12,11 +12,14 @@ from pathlib import Path
 from effad_core.acceleration.precision import PRECISIONS, resolve_precision
 from effad_core.errors import RunError
 from effad_core.storage import files
-from effad_core.storage.files import write_text
+from effad_core.storage.digests import Inventory, combined, difference
+from effad_core.storage.files import as_path, write_text
 from effad_core.storage.weights import load_state, load_weights, read_tensors, write_tensors
 
 import torch
 from torch import Tensor, nn
+
+REMEDY = "choose another run_dir (--run-dir or --runs of a command), or delete that folder"
 
 
 @contextmanager
@@ -66,7 +69,7 @@ def settled_precision(
     """
     if precision == "auto" and folder is not None:
         try:
-            config = json.loads((Path(folder) / Run.CONFIG).read_text(encoding="utf-8"))
+            config = json.loads((as_path(folder) / Run.CONFIG).read_text(encoding="utf-8"))
             if config["schedule"]["precision"] in PRECISIONS:
                 precision = config["schedule"]["precision"]
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -89,6 +92,8 @@ class Run:
         save_seconds: time between checkpoints.
         writes: False in the second and further processes of one training: they only resume.
         notes: JSON-able facts for config.json which a resumed run need not share.
+        images: names and digests of the images of each split whose digest stands in the config's
+            entry "digests"; checkpoints hold them, for an error message that says which differ.
 
     Attributes:
         before_save: is called before a checkpoint is written; what it raises prevents that.
@@ -98,6 +103,7 @@ class Run:
 
     CHECKPOINT, CONFIG, LOG, LOCK = "checkpoint.safetensors", "config.json", "log.csv", ".lock"
     HISTORY = "history"  # log and window, a tensor of a checkpoint: headers must stay short
+    IMAGES = "images"  # their names and digests, another one
 
     def __init__(
         self,
@@ -109,9 +115,11 @@ class Run:
         save_seconds: float = 120,
         writes: bool = True,
         notes: Mapping[str, str] | None = None,
+        images: Mapping[str, Inventory] | None = None,
     ):
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else as_path(folder)
         self.config = json.loads(json.dumps(config))
+        self.images = dict(images or {})
         self.notes = dict(notes or {})
         self.before_save: Callable[[], None] = lambda: None
         self.modules, self.optimizers, self.total = modules, optimizers, total
@@ -166,12 +174,13 @@ class Run:
                 (self.folder / self.LOG).unlink(missing_ok=True)
             return 0, {}
         tensors, header = read_tensors(path, "checkpoint", config=dict, iteration=int)
+        self._check_images(header["config"], tensors)
         for key in sorted(self.config.keys() | header["config"].keys()):
             old, new = header["config"].get(key), self.config.get(key)
             if old != new:
                 raise RunError(
                     f"{self.folder} holds a run with other settings ({key}: {old!r}, now {new!r}); "
-                    "choose another run_dir, or delete that folder"
+                    f"{REMEDY}"
                 )
         iteration = header["iteration"]
         if not 0 <= iteration <= self.total:
@@ -193,6 +202,25 @@ class Run:
         if self.writes and self._log:  # it may hold rows of after the checkpoint, or half of one
             write_text(self.folder / self.LOG, self._log)
         return iteration, row
+
+    def _check_images(self, config: Mapping, tensors: Mapping[str, Tensor]) -> None:
+        """Raise RunError if the checkpoint is of other images, and say which they are."""
+        old, new = config.get("digests"), self.config.get("digests")
+        if old == new or new is None:  # or `resume` names another setting
+            return
+        if not isinstance(old, dict):
+            raise RunError(
+                f"{self.folder} holds a run of an older version, which did not write down the "
+                f"content of its images; {REMEDY}"
+            )
+        other = [split for split in new if old.get(split) != new[split]]
+        known = _images(tensors)
+        whole = all(combined(known.get(split, ())) == old.get(split) for split in self.images)
+        listed = self.images if whole else {}  # else the checkpoint's list is damaged
+        what = [f"the {split} images are others" for split in other if split not in listed]
+        if any(split in listed for split in other):
+            what.insert(0, difference(known, self.images))
+        raise RunError(f"{self.folder} holds a run of other images ({'; '.join(what)}); {REMEDY}")
 
     def _is_described(self) -> bool:
         """Whether config.json is this run's, from a call that ended before its first checkpoint."""
@@ -240,6 +268,9 @@ class Run:
                 tensors |= {f"{name}.{index}.{key}": value for key, value in state.items()}
         history = json.dumps({"log": self._log, "window": self.window}).encode()
         tensors[self.HISTORY] = torch.frombuffer(bytearray(history), dtype=torch.uint8)
+        if self.images:
+            images = bytearray(json.dumps(self.images).encode())
+            tensors[self.IMAGES] = torch.frombuffer(images, dtype=torch.uint8)
         header = {"kind": "checkpoint", "iteration": iteration, "config": self.config}
         write_tensors(self.folder / self.CHECKPOINT, tensors, header)
         if self._log:
@@ -268,6 +299,15 @@ def _history(tensors: Mapping[str, Tensor], path: Path) -> tuple[str, list]:
     raise RunError(
         f"{path} has a damaged history; copy it again, or delete its folder and train again"
     )
+
+
+def _images(tensors: Mapping[str, Tensor]) -> dict[str, Inventory]:
+    """The names and digests of the images that a checkpoint holds; none if they are damaged."""
+    try:
+        found = json.loads(tensors[Run.IMAGES].numpy().tobytes())
+        return {split: [(str(name), str(d)) for name, d in found[split]] for split in found}
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

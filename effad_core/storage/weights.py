@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from effad_core.errors import RunError
-from effad_core.storage.files import one_line, write_file
+from effad_core.storage.files import as_path, one_line, write_file
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -42,7 +42,7 @@ def read_tensors(path: str | Path, kind: str, **entries: type) -> tuple[dict[str
     Raises:
         RunError: for a missing, truncated or foreign file.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise RunError(f"{path} does not exist; check the path")
     try:

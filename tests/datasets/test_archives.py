@@ -478,7 +478,7 @@ def test_the_command(tmp_path):
     options = {"capture_output": True, "text": True, "cwd": Path(__file__).parents[2]}
     result = subprocess.run([*command, str(tmp_path / "new")], **options)
     assert result.returncode == 0 and "Warning" not in result.stderr
-    assert "mvtec-ad: bottle, cable" in result.stdout
+    assert "new: bottle, cable" in result.stdout  # by name alone it is not MVTec AD
     assert f'open_scenario("{tmp_path / "new/bottle"}")' in result.stdout
 
 

@@ -101,6 +101,19 @@ def test_a_scenario_without_faults_has_no_sentences(part):
     assert check_scenario(part, both_kinds=True) == []
 
 
+def test_a_test_image_of_another_camera_is_refused(part, tmp_path):
+    """12 bits in the training images, 16 in a test image."""
+
+    def deep(name, highest):
+        values = np.linspace(0, highest, 24 * 40).reshape(24, 40).astype(np.uint16)
+        return Sample(save(tmp_path / name, values), 0, "good")
+
+    train = (deep("12.png", 4095),)
+    assert check_scenario(replace(part, train=train, test=(*part.test, deep("b.png", 4000)))) == []
+    with pytest.raises(DataError, match=r"16.png has values up to 65535"):
+        check_scenario(replace(part, train=train, test=(*part.test, deep("16.png", 65535))))
+
+
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_an_unreadable_image_of_any_split_is_named(part, split):
     path = getattr(part, split)[0].path

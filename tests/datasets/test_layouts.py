@@ -13,6 +13,7 @@ from effad_core.datasets import (
     list_scenarios,
     open_scenario,
 )
+from effad_core.datasets.published import IMAGES, namesake_warning, published
 from effad_core.errors import DataError
 
 import numpy as np
@@ -596,9 +597,8 @@ def test_scenarios_are_listed_in_every_layout(bottle, juice_bottle, visa):
 
 
 def test_one_scenario_lists_itself(bottle, visa):
-    assert list_scenarios(bottle) == [bottle] and dataset_name(bottle) == "mvtec-ad"
+    assert list_scenarios(bottle) == [bottle]
     assert list_scenarios(visa / "candle") == [visa / "candle"]
-    assert dataset_name(visa / "candle") == "visa"
 
 
 def test_listing_where_there_is_no_scenario(bottle, tmp_path):
@@ -613,7 +613,19 @@ def test_listing_where_there_is_no_scenario(bottle, tmp_path):
             assert message in str(error.value) and str(path) in str(error.value)
 
 
-def test_datasets_are_told_apart(tmp_path, bottle, juice_bottle, visa, monkeypatch):
+def full(folder, train, normal, anomalous, *, validation=0):
+    """A scenario with so many images, which are empty files: whoever counts does not open them."""
+    for split, count in (
+        ("train/good", train), ("validation/good", validation), ("test/good", normal),
+        ("test/a", anomalous // 2), ("test/b", anomalous - anomalous // 2),
+    ):  # fmt: skip
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            (folder / split / f"{i:03}.png").touch()
+    return folder
+
+
+def test_the_names_of_the_papers_datasets():
     assert {name: len(scenarios) for name, scenarios in DATASETS.items()} == {
         "mvtec-ad": 15,
         "mvtec-loco": 5,
@@ -621,19 +633,70 @@ def test_datasets_are_told_apart(tmp_path, bottle, juice_bottle, visa, monkeypat
     }
     every = [name for scenarios in DATASETS.values() for name in scenarios]
     assert len(set(every)) == 32 and all(list(s) == sorted(s) for s in DATASETS.values())
-    for path, root in ((bottle, "ad"), (juice_bottle, "loco")):
-        (tmp_path / root).mkdir()
-        path.rename(tmp_path / root / path.name)
-    assert dataset_name(tmp_path / "ad") == "mvtec-ad"
-    assert dataset_name(tmp_path / "loco") == "mvtec-loco"
-    assert dataset_name(visa) == "visa"
-    image(tmp_path / "ad/carpet/train/good/a.png")
-    assert dataset_name(tmp_path / "ad") == "mvtec-ad"
-    image(tmp_path / "loco/pushpins/train/good/a.png")  # no validation images: not MVTec LOCO
-    assert dataset_name(tmp_path / "loco") == "loco"
-    image(tmp_path / "ad/candle/train/good/a.png")
-    monkeypatch.chdir(tmp_path / "ad")
-    assert dataset_name(".") == "ad"
+
+
+def test_datasets_are_told_apart(tmp_path, monkeypatch):
+    ad, loco, visa = (tmp_path / name for name in ("ad", "loco", "split_visa"))
+    toothbrush = full(ad / "toothbrush", 60, 12, 30)
+    full(loco / "splicing_connectors", 360, 119, 193, validation=60)
+    full(visa / "fryum", 450, 50, 100)
+    for root, name in ((ad, "mvtec-ad"), (loco, "mvtec-loco"), (visa, "visa")):
+        assert dataset_name(root) == dataset_name(str(root)) == name
+    assert published(toothbrush) == "mvtec-ad" and namesake_warning(toothbrush) is None
+    (toothbrush / "test/.hidden").mkdir()
+    (toothbrush / "test/good/._000.png").touch()  # macOS leaves such files
+    (toothbrush / "test/good/Thumbs.db").touch()
+    assert dataset_name(toothbrush) == "mvtec-ad"
+    wood = full(ad / "wood", 247, 19, 60)
+    assert dataset_name(ad) == "mvtec-ad"
+    full(ad / "tube", 247, 19, 60)
+    monkeypatch.chdir(ad)
+    assert dataset_name(".") == "ad" and published("wood") == published(wood) == "mvtec-ad"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda bottle: (bottle / "train/good/008.png").unlink(),
+        lambda bottle: (bottle / "train/good/new.PNG").touch(),
+        lambda bottle: (bottle / "test/good/008.png").unlink(),
+        lambda bottle: (bottle / "test/a/new.jpg").touch(),
+        lambda bottle: (bottle / "test/good/008.png").rename(bottle / "test/a/good.png"),
+        lambda bottle: (bottle / "test").rename(bottle / "tests"),
+    ],
+)
+def test_other_numbers_of_images_are_another_dataset(tmp_path, change):
+    bottle = full(tmp_path / "parts/bottle", 209, 20, 63)
+    assert published(bottle) == "mvtec-ad"
+    change(bottle)
+    assert published(bottle) is None and dataset_name(bottle.parent) == "parts"
+    assert "is called like a scenario of mvtec-ad, but its numbers" in namesake_warning(bottle)
+
+
+def test_a_folder_of_ones_own_is_no_benchmark_for_its_name(tmp_path, bottle, juice_bottle, visa):
+    for path in (bottle, juice_bottle, visa / "candle"):
+        assert published(path) is None and dataset_name(path) == path.name
+    assert dataset_name(visa) == "VisA"
+    assert namesake_warning(bottle) == (
+        f"{bottle} is called like a scenario of mvtec-ad, but its numbers of images (training, "
+        "normal test, anomalous test) are (20, 3, 4), not (209, 20, 63): its results are kept out "
+        "of the paper's table."
+    )
+    assert namesake_warning("tray") is None
+    image(tmp_path / "visa/my_part/train/good/0.png")  # nor for the name of the folder above it
+    assert dataset_name(tmp_path / "visa") == "the folder visa"
+
+
+def test_visa_is_recognised_by_its_table(tmp_path):
+    (tmp_path / "fryum").mkdir()
+    (tmp_path / "split_csv").mkdir()
+    kinds = [("train", "normal", "")] * 450 + [("test", "normal", "")] * 50
+    kinds += [("test", "anomaly", "m.png")] * 100
+    rows = [f"fryum,{split},{label},i.JPG,{mask}" for split, label, mask in kinds]
+    for count, dataset in ((600, "visa"), (599, tmp_path.name)):
+        table = "\n".join(["object,split,label,image,mask", *rows[:count]])
+        (tmp_path / "split_csv/1cls.csv").write_text(table)
+        assert dataset_name(tmp_path) == dataset
 
 
 @pytest.mark.parametrize(
@@ -649,6 +712,11 @@ def test_the_card_counts_every_scenario(title, dataset, images):
     columns = zip(*([int(cell) for cell in row[1:]] for row in rows[2:-1]), strict=True)
     totals = [int(cell.replace(",", "")) for cell in rows[-1][1:]]
     assert [sum(column) for column in columns] == totals and sum(totals) == images
+    for name, *cells in rows[2:-1]:
+        numbers = [int(cell) for cell in cells]
+        if dataset == "mvtec-loco":  # training and validation, then logical and structural, are one
+            numbers = [numbers[0] + numbers[1], numbers[2], numbers[3] + numbers[4]]
+        assert IMAGES[dataset][name] == tuple(numbers), name
     assert f"{images:,} images" in card
 
 

@@ -189,7 +189,10 @@ FOLDERS = {
     ),
     "a loop in train/good": (lambda r: (r / "train/good/loop").symlink_to("."), WHOLE),
     "a link up in train/good": (lambda r: (r / "train/good/up").symlink_to(r), "move it up into"),
-    "another suffix alone": (lambda r: plain(r, "0.gif", "1.gif"), "holds no image"),
+    "another suffix alone": (
+        lambda r: (plain(r, "0.png"), (r / "0.png").rename(r / "0.raw")),
+        "holds no image",
+    ),
     # validation
     "validation": (lambda r: draw(r / "validation/good/9.png"), (4, 1, 4)),
     "validation empty": (lambda r: (r / "validation/good").mkdir(parents=True), "holds no image"),

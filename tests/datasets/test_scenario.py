@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -261,7 +262,8 @@ def test_the_split_is_the_same_in_another_process():
 
 def test_missing_solar_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "elpv_dataset", None)
-    with pytest.raises(DataError, match="pip install elpv-dataset"):
+    sentence = 'solar-mono needs the package elpv-dataset: run `pip install "effad-core[course]"`'
+    with pytest.raises(DataError, match=re.escape(sentence)):
         open_scenario("solar-mono")
 
 

@@ -4,14 +4,17 @@ The second half of this file breaks a sound notebook in one way at a time and se
 """
 
 import ast
+import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -83,6 +86,19 @@ def has_one_cell_of_literal_parameters(notebook, following):
             yield "the default of 'report' is not None"
     except (ValueError, AttributeError, SyntaxError):
         yield "the parameters cell holds more than `name = literal` lines"
+
+
+@rule
+def starts_where_the_package_is_missing(notebook, following):
+    started = False
+    for cell in code_cells(notebook):
+        if "start" in tags(cell):
+            started = True
+            if "find_spec" not in cell.source or "%pip install" not in cell.source:
+                yield "the cell tagged 'start' does not install the package where it is missing"
+        elif "effad_core" in cell.source and not started:
+            yield "no cell tagged 'start' stands before the first use of effad_core"
+            return
 
 
 @rule
@@ -182,6 +198,22 @@ def test_notebook(path):
     nbformat.validate(read(path))
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_start_cell_installs_the_package_only_where_it_is_missing(installed, monkeypatch):
+    (start,) = {
+        cell.source
+        for path in NOTEBOOKS
+        for cell in code_cells(read(path))
+        if "start" in tags(cell)
+    }
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed or None)
+    calls = []
+    shell = SimpleNamespace(run_line_magic=lambda *words: calls.append(words))
+    exec(TransformerManager().transform_cell(start), {"get_ipython": lambda: shell})
+    wanted = ("pip", 'install --quiet "..[course,distill,export]"')
+    assert calls == ([] if installed else [wanted])
+
+
 def test_enough_outputs_are_checked():
     assert sum(len(checked_cells(read(path))) for path in NOTEBOOKS) >= 2 * len(NOTEBOOKS) > 0
 
@@ -249,6 +281,14 @@ BREAKS = {
     "a report of its own": (
         lambda n: n.cells[1].update(source="report = 'here.json'"),
         "the default of 'report'",
+    ),
+    "no start": (
+        lambda n: n.cells[4].update(source="import effad_core"),
+        "no cell tagged 'start' stands before",
+    ),
+    "a start that installs nothing": (
+        lambda n: n.cells[4].metadata.tags.append("start"),
+        "does not install the package",
     ),
     "a long cell": (lambda n: n.cells[4].update(source="x = 1\n" * 26), "has 26 lines"),
     "long cells": (
