@@ -54,10 +54,11 @@ app: .venv/.extras ## Serve the threshold explorer as a page [PROFILE=...] [SCEN
 site: .venv/.extras ## Build the executed notebooks and the docstrings as a searchable site
 	@$(BIN) docs/build.py
 
-soak: .venv/.installed ## Interrupt runs, damage files, damage images, at random, for MINUTES each [MINUTES=5]
+soak: .venv/.installed ## Interrupt runs, damage files and images, run the course on odd folders, at random [MINUTES=5 each]
 	$(BIN) tests/soak/interruption.py --minutes "$$MINUTES"
 	$(BIN) tests/soak/files.py --minutes "$$MINUTES"
 	$(BIN) tests/soak/images.py --minutes "$$MINUTES"
+	$(BIN) tests/soak/folders.py --minutes "$$MINUTES"
 
 mutations: .venv/.installed ## Break the code in one way at a time and see which test notices
 	$(BIN) tests/mutations/run.py

@@ -23,12 +23,14 @@ from effad_core.datasets import (
     Scenario,
     open_pretraining,
 )
+from effad_core.datasets.checks import check_images
 from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
 from effad_core.detector import POINTS, EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 from effad_core.schedule import Schedule
 from effad_core.statistics import channel_statistics
 from effad_core.storage.digests import combined, inventory
+from effad_core.storage.files import check_folder
 from effad_core.storage.runs import Run, settled_precision
 from effad_core.storage.weights import fingerprint
 
@@ -87,6 +89,9 @@ def train(
     """
     keep_freed_memory()
     device = choose_device(device, now=detector.device)
+    if run_dir is not None:
+        check_folder(run_dir, "run_dir")
+    check_images(scenario.train)
     pretraining = open_pretraining() if pretraining is None else pretraining
     if workers is None:
         workers = 0 if device.type == "cpu" else min(MOST_WORKERS, usable_processors())
@@ -158,6 +163,7 @@ def train(
             detector, training_images, precision, schedule.cache_megabytes
         )
         teacher_features.find_statistics()  # Algorithm 1, lines 3-10
+        _check_variation(scenario.name, validation_images)
 
         def draw(step: int) -> tuple[int, list[int], Tensor]:
             """All that chance decides in a step: a seed for dropout, and the images.
@@ -241,6 +247,19 @@ def train(
         if run.folder is not None:
             detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
         return row
+
+
+def _check_variation(name: str, images: ResizedImages) -> None:
+    """Refuse validation images that are all of one colour: their maps have no quantiles.
+
+    Raises:
+        ValueError: then, and before the training, not after it.
+    """
+    if not any(low < high for image in images for low, high in image.getextrema()):
+        raise ValueError(
+            f"each validation image of {name} is of one colour, such as {images.samples[0].path}: "
+            "the quantiles need images with content"
+        )
 
 
 def ahead(draw: Callable[[int], object], steps: Sequence[int], workers: int) -> Iterator:

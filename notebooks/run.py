@@ -4,7 +4,8 @@
 
 A notebook receives the values of `profiles/<profile>.yaml` whose names its parameters cell knows,
 `scenario` (a name, or the folder given with --data), and `report`: the path of a JSON file to which
-it may write a flat mapping of names to numbers, which the closing table shows.
+it may write a flat mapping of names to numbers, which the closing table shows. Before the first
+notebook, all images and masks of the scenario are looked at.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from effad_core import DataError, open_scenario
+from effad_core.datasets.checks import check_scenario
 from effad_core.evaluation.tables import layout
 
 import nbformat
@@ -52,6 +55,8 @@ def main() -> None:
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 
     print(f"profile {arguments.profile}, scenario {given['scenario']}, into {output}", flush=True)
+    if any("scenario" in plan[notebook.stem][0] for notebook in notebooks):
+        print(*lacking(given["scenario"]), sep="", end="", flush=True)
     rows = []
     for notebook in notebooks:
         report = output / f"{notebook.stem}.json"
@@ -81,6 +86,14 @@ def scenario(name: str | None, data: Path | None) -> str:
     if not folder.is_dir():
         sys.exit(f"The dataset {folder} is not a folder.")
     return str(folder)
+
+
+def lacking(source: str) -> list[str]:
+    """What the scenario cannot show, each a line; one that cannot be used ends the command."""
+    try:
+        return [f"{sentence}\n" for sentence in check_scenario(open_scenario(source))]
+    except DataError as error:
+        sys.exit(str(error))
 
 
 def parameters_by_notebook(profile: str) -> dict[str, tuple[Parameters, Parameters]]:

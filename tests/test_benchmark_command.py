@@ -1,6 +1,7 @@
 """`effad benchmark` resumes, skips nothing silently, and prints the numbers of its runs."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -199,6 +200,110 @@ def test_what_fails_is_named_and_the_rest_is_done(dataset, run):
     assert content["scenarios"]["bolt"]["seeds"] == {}
     assert content["scenarios"]["clip"]["seeds"].keys() == {"0"}
     assert "clip" in text
+
+
+def jpeg_masks(folder):
+    for path in sorted((folder / "test" / "spot").iterdir()):
+        mask = folder / "ground_truth" / "spot" / f"{path.stem}_mask.jpg"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (280, 264), 255).save(mask)
+
+
+FAULTS = {  # what breaks a scenario's folder, and what is said of it
+    "no test images": (lambda folder: shutil.rmtree(folder / "test"), "has no test images, but AU"),
+    "no normal ones": (
+        lambda folder: shutil.rmtree(folder / "test/good"),
+        "has no normal test images, but AU-ROC compares images of both kinds: add images of good",
+    ),
+    "no anomalous ones": (
+        lambda folder: shutil.rmtree(folder / "test/spot"),
+        "has no anomalous test images, but AU-ROC",
+    ),
+    "masks in a lossy format": (jpeg_masks, "5_mask.jpg is a JPEG"),
+    "a training image in part": (
+        lambda folder: os.truncate(folder / "train/good/2.png", 900),
+        "2.png cannot be read",
+    ),
+    "a test image in part": (
+        lambda folder: os.truncate(folder / "test/good/4.png", 900),
+        "4.png cannot be read",
+    ),
+    "no training images": (lambda folder: shutil.rmtree(folder / "train"), "bolt"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_can_be_known_is_said_before_any_training(dataset, run, monkeypatch, fault, tmp_path):
+    """Of the second scenario too: the first would train for hours."""
+    (dataset / "bolt").rename(dataset / "nut")  # after clip
+    change, message = FAULTS[fault]
+    change(dataset / "nut")
+    said, train = [], benchmark.train
+    monkeypatch.setattr(
+        benchmark, "train", lambda *a, **k: said.append(a[1].name) or train(*a, **k)
+    )
+    options = ("--seeds", 0, 1) if fault == "no test images" else ("--seeds", 0)
+    if fault == "no training images":  # then it is no scenario of a dataset's folder
+        (dataset / "nut" / "train" / "good").mkdir(parents=True)
+        message = "nut/train/good holds no image"
+    text, content, code = run(dataset, *options, fails=True)
+    assert message in code
+    assert set(said) == {"clip"} and text.index("nut FAILED") < text.index("clip-smoke-small-seed0")
+    assert all(run.startswith("nut-") for run in content["failed"])
+    assert len(content["failed"]) == len(options) - 1 == len(content["scenarios"]["clip"]["seeds"])
+    assert content["scenarios"]["nut"]["seeds"] == {}
+    assert not (tmp_path / "runs" / "nut-smoke-small-seed0").exists()
+
+
+def test_masks_for_one_kind(dataset, run, tmp_path):
+    bolt = dataset / "bolt"
+    shutil.copytree(bolt / "test" / "spot", bolt / "test" / "scratch")
+    (bolt / "ground_truth" / "spot").mkdir(parents=True)
+    for path in (bolt / "test" / "spot").iterdir():
+        Image.new("L", (280, 264), 255).save(bolt / "ground_truth" / "spot" / path.name)
+    text, content, _ = run(dataset, "--seeds", 0)
+    sentence = "Some anomalous test images of bolt have no mask (scratch: 2)"
+    assert text.count(sentence) == 1 and text.index(sentence) < text.index("bolt-smoke")
+    assert "The scenario clip has no masks: no pixel metrics are measured." in text
+    groups = content["scenarios"]["bolt"]["seeds"]["0"]
+    assert {name for name, found in groups.items() if "aupro_0.3" in found} == {"spot"}
+
+
+@pytest.mark.parametrize("option", ["--output", "--maps", "--runs"])
+def test_an_output_that_cannot_be_written_is_said_at_once(
+    dataset, narrow, monkeypatch, tmp_path, capsys, option
+):
+    monkeypatch.setattr(benchmark, "new_detector", lambda *_: narrow())
+    monkeypatch.setattr(benchmark, "train", None)
+    (tmp_path / "file").touch()
+    places = {
+        "--output": tmp_path / "r.json",
+        "--maps": tmp_path / "m",
+        "--runs": tmp_path / "runs",
+    }
+    places[option] = tmp_path / "file" / "below"
+    options = [str(word) for pair in places.items() for word in pair]
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main([str(dataset / "bolt"), "--profile", "smoke", "--seeds", "0", *options])
+    assert str(places[option]) in stop.value.code
+    assert "cannot be written: Not a directory; check the folder" in stop.value.code
+    assert f"or choose another {option}" in stop.value.code
+
+
+def test_an_output_that_is_a_folder(dataset, run, tmp_path):
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(IsADirectoryError):  # of this test, which reads it
+        run(dataset, "--seeds", 0, fails=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_maps_that_would_share_a_file_are_said_before_the_training(dataset, run, tmp_path):
+    spot = dataset / "bolt" / "test" / "spot"
+    Image.open(spot / "5.png").save(spot / "5.bmp")
+    _, _, code = run(dataset / "bolt", "--seeds", 0, "--maps", tmp_path / "maps", fails=True)
+    assert "2 images would be saved as" in code and "5.tiff; rename them" in code
+    assert not (tmp_path / "runs").exists()
+    run(dataset / "bolt", "--seeds", 0)
 
 
 def test_an_interrupted_sweep_goes_on(dataset, run, monkeypatch):

@@ -1,6 +1,7 @@
 """The command `effad`: its overview, its sub-commands, and the way from good images to verdicts."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -187,6 +188,48 @@ def test_what_cannot_be_done_is_one_sentence(small, drawn, tmp_path, capsys, mon
         assert text == ""
     assert not Path("build").exists()
     assert run(capsys, "threshold", "x.safetensors")[0] == 2  # neither images nor a value
+
+
+def test_what_would_end_a_training_late_is_said_before_it(small, drawn, tmp_path, capsys):
+    part = tmp_path / "part"
+    copy(drawn[:5], part / "train" / "good")
+    copy(drawn[5:6], part / "test" / "good")
+    copy(drawn[6:], part / "test" / "spot")
+    (tmp_path / "file").touch()
+    options = ("--profile", "smoke", "--device", "cpu", "--run-dir")
+    code, text, error = run(capsys, "train", part, *options, tmp_path / "file" / "run")
+    assert code == 2 and "choose another --run-dir" in error and "L_hard" not in text + error
+    broken = part / "test" / "spot" / drawn[7].name
+    os.truncate(broken, 1000)
+    code, text, error = run(capsys, "train", part, *options, tmp_path / "run")
+    assert code == 2 and error.startswith(f"{broken} cannot be read as an image")
+    broken.unlink()
+    assert run(capsys, "train", part, *options, tmp_path / "run")[0] == 0
+
+
+def test_a_size_without_a_teacher_is_said_before_the_training(drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("effad_core.detector.shipped", lambda name: tmp_path / name)
+    copy(drawn, tmp_path / "part" / "train" / "good")
+    for command in ("train", "benchmark"):
+        code, _, error = run(capsys, command, "part", "--size", "medium", "--profile", "smoke")
+        said = error if code == 2 else code  # a text that the system prints
+        assert "there is no teacher" in said and "pdn_medium.safetensors" in said
+    assert not Path("build").exists()
+
+
+def test_a_threshold_with_nowhere_to_go_is_said_before_the_images_are_scored(
+    narrow, drawn, tmp_path, capsys, monkeypatch
+):
+    narrow().save(tmp_path / "d.safetensors")
+    monkeypatch.setattr("effad_core.deployment.own_images.fit_thresholds", None)
+    for output, message in (
+        (tmp_path, f"{tmp_path} is a folder, not a file: choose another --output"),
+        (drawn[0] / "new.safetensors", "cannot be written: Not a directory"),
+    ):
+        arguments = ("threshold", tmp_path / "d.safetensors", drawn[0].parent, "--output", output)
+        code, _, error = run(capsys, *arguments)
+        assert code == 2 and message in error
 
 
 def test_masks_and_boxes_need_a_pixel_threshold(narrow, drawn, tmp_path, capsys):

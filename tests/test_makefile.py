@@ -94,9 +94,9 @@ def test_variables_reach_the_runner_unharmed(make):
 def test_the_soak_takes_its_minutes(make):
     for arguments, minutes in (((), "5"), (("MINUTES=0.5",), "0.5")):
         _, calls = make("soak", *arguments)
-        assert calls[-3:] == [
+        assert calls[-4:] == [
             [f"tests/soak/{name}.py", "--minutes", minutes]
-            for name in ("interruption", "files", "images")
+            for name in ("interruption", "files", "images", "folders")
         ]
 
 

@@ -127,11 +127,46 @@ def test_only_locos_two_kinds_have_a_mean_and_masks_make_pixel_metrics(loco):
     other = [replace(s, anomaly_type="crack") if s.label else s for s in loco.samples]
     metrics = replace(loco, samples=tuple(other)).metrics()
     assert list(metrics) == ["all", "crack"] and metrics["all"] == metrics["crack"]
-    unmasked = replace(loco, samples=(*loco.samples[:5], replace(loco.samples[5], mask_paths=())))
-    for partial in (unmasked, replace(loco, maps=None)):
-        assert not any("pro" in name or "pixel" in name for name in partial.metrics()["all"])
+    assert not with_pixels(replace(loco, maps=None).metrics())
     no_kinds = replace(loco, samples=tuple(replace(s, defect_kinds=()) for s in loco.samples))
     assert "auspro_0.05" not in no_kinds.metrics()["all"]
+
+
+def with_pixels(metrics):
+    """The groups that have pixel metrics."""
+    return {group for group, found in metrics.items() if any("image" not in name for name in found)}
+
+
+@pytest.mark.parametrize("unmasked", [(4, 5), (5,), (4,)])
+def test_masks_for_one_kind_give_pixel_metrics_of_that_kind_and_a_sentence(
+    loco, unmasked, tmp_path
+):
+    """As if the others were not there; image metrics do not change."""
+    samples = [
+        replace(s, mask_paths=()) if i in unmasked else s for i, s in enumerate(loco.samples)
+    ]
+    partial = replace(loco, samples=tuple(samples))
+    sentence = (
+        rf"of loco have no mask \(logical_anomalies: {len(unmasked)}\): pixel metrics are measured "
+        "of structural_anomalies alone"
+    )
+    with pytest.warns(UserWarning, match=sentence):
+        metrics = partial.metrics()
+    whole = loco.metrics()
+    assert metrics["structural_anomalies"] == whole["structural_anomalies"]
+    assert metrics["structural_anomalies"].keys() >= {"pixel_auroc_1", "aupro_0.3", "auspro_0.05"}
+    for group in ("all", "logical_anomalies", "mean"):
+        image_metrics = {name: whole[group][name] for name in whole[group] if "image" in name}
+        assert metrics[group] == image_metrics
+    with pytest.warns(UserWarning, match="have no mask"):
+        assert partial.save(tmp_path) == metrics
+
+
+def test_without_maps_nothing_is_said_of_masks(loco):
+    unmasked = (*loco.samples[:5], replace(loco.samples[5], mask_paths=()))
+    replace(loco, samples=unmasked, maps=None).metrics()
+    bare = [replace(sample, mask_paths=()) for sample in loco.samples]
+    assert not with_pixels(replace(loco, samples=tuple(bare)).metrics())
 
 
 def test_subset_keeps_scores_and_maps_together(loco):

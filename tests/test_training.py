@@ -534,6 +534,32 @@ def test_constant_images(narrow, tmp_path, pretraining):
         train(narrow(), scenario, TWO, pretraining)
 
 
+def test_constant_validation_images_are_refused_before_the_first_step(
+    narrow, scenario, tmp_path, pretraining
+):
+    flat = [Sample(tmp_path / f"{n}.png", 0, "good") for n in range(2)]
+    for sample, colour in zip(flat, ("black", "white"), strict=True):
+        Image.new("RGB", (260, 256), colour).save(sample.path)
+    with pytest.raises(ValueError, match=r"each validation image of drawn .* such as .*0.png: "):
+        train(narrow(), replace(scenario, validation=tuple(flat)), TWO, pretraining, tmp_path / "r")
+    assert not (tmp_path / "r" / "log.csv").exists()
+    one_is_enough = replace(scenario, validation=(flat[0], *scenario.validation))
+    train(narrow(), one_is_enough, TWO, pretraining)
+
+
+def test_images_and_folder_are_looked_at_before_anything_is_computed(
+    narrow, scenario, tmp_path, pretraining, monkeypatch
+):
+    monkeypatch.setattr(training, "settled_precision", None)  # it may time for seconds
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(scenario.train[0].path.read_bytes()[:-20])
+    bad = replace(scenario, train=(*scenario.train, Sample(broken, 0, "good")))
+    with pytest.raises(DataError, match="broken.png cannot be read"):
+        train(narrow(), bad, TWO, pretraining, tmp_path / "run")
+    with pytest.raises(RunError, match="broken.png/run cannot be written: .* another run_dir"):
+        train(narrow(), scenario, TWO, pretraining, broken / "run")
+
+
 def test_corrupt_training_image_is_named(narrow, scenario, tmp_path, pretraining, drawn):
     broken = tmp_path / "broken.png"
     broken.write_bytes(drawn[0].read_bytes()[:5000])

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .checks import image_size
 from .images import list_images, package_folder, read_image
 from .transforms import resize, to_tensor
 
@@ -30,15 +32,18 @@ PHOTOGRAPHS = (
     ("sklearn", "datasets/images", "china.jpg flower.jpg"),
 )
 IMAGENETTE = "imagenette2-320"  # the folder that its archive holds
+MOST_CHECKED = 50_000  # images that are looked at before the first draw: seconds, not minutes
 MANY = 1000  # more images than this are recognised by their names and sizes
 FEW = 100  # with fewer images than this, random crops replace whole images
+MOST_DRAWS = 100  # of images that cannot be read, one after another
 
 
 class PretrainingImages:
     """A set of images in the role of ImageNet.
 
     Decoded images stay in memory until a budget is used up; the rest are read when drawn. Every
-    draw takes its randomness from the generator passed in and keeps no other state.
+    draw takes its randomness from the generator passed in and keeps no other state. Instead of an
+    image that cannot be read, the generator draws another one, with a warning.
 
     Args:
         paths: the image files.
@@ -55,6 +60,7 @@ class PretrainingImages:
         self.paths, self.source, self.licence = tuple(paths), source, licence
         self._cache: dict[int, Image.Image] = {}
         self._cache_left = cache_megabytes * 2**20  # bytes
+        self._unreadable: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -98,6 +104,23 @@ class PretrainingImages:
                 self._cache[index] = image
                 self._cache_left -= size
         return image
+
+    def _draw(self, rng: np.random.Generator) -> Image.Image:
+        """A random image that can be read (Algorithm 1, line 21; Algorithm 3, lines 5 and 17)."""
+        for _ in range(MOST_DRAWS):
+            index = int(rng.integers(len(self)))
+            try:
+                return self.read(index)
+            except DataError as error:
+                failed = error
+            if index not in self._unreadable:
+                self._unreadable.add(index)
+                count = len(self._unreadable)
+                if count == len(self):
+                    break
+                if str(count).strip("0") == "1":  # the first, the tenth, the hundredth ...
+                    _warn(count, len(self), self.source, failed)
+        raise failed
 
     def hold_out(
         self, count: int, seed: int = 0
@@ -149,8 +172,7 @@ class PretrainingImages:
         """
         batch = []
         for _ in range(n):
-            # Algorithm 1, line 21; Algorithm 3, lines 5 and 17
-            image = self.read(int(rng.integers(len(self))))
+            image = self._draw(rng)
             if len(self) < FEW:
                 side = rng.uniform(0.3, 1.0) * min(image.size)
                 image = _random_square(rng, image, round(side), size)
@@ -191,7 +213,7 @@ class PretrainingImages:
             raise ValueError(f"scale {scale} is not (lowest, highest) with 0 < lowest <= highest")
         batch = []
         for _ in range(n):
-            image = self.read(int(rng.integers(len(self))))
+            image = self._draw(rng)
             side = size / np.exp(rng.uniform(*np.log(scale)))
             crop = _random_square(rng, image, round(side), size)
             batch.append(to_tensor(_maybe_gray(rng, crop, gray_probability)))
@@ -243,10 +265,12 @@ def open_pretraining(
         cache_megabytes: memory for decoded images.
 
     Returns:
-        The images.
+        The images. Those of a folder that cannot be read are left out, and a warning counts them;
+        of more than 50,000 images, this happens when they are drawn.
 
     Raises:
-        DataError: if the folder is missing or empty, or Imagenette cannot be downloaded.
+        DataError: if the folder is missing or empty, none of its images can be read, or Imagenette
+            cannot be downloaded.
 
     Example:
         >>> len(open_pretraining())  # the photographs that come with scikit-image and scikit-learn
@@ -261,7 +285,7 @@ def open_pretraining(
         )
     if source == "imagenette":
         return PretrainingImages(
-            _imagenette(as_path(root or "data")),
+            _readable(_imagenette(as_path(root or "data")), "Imagenette"),
             "Imagenette, ten classes of ImageNet",
             "Apache-2.0 for the selection, ImageNet's terms of access for the images",
             cache_megabytes,
@@ -273,10 +297,34 @@ def open_pretraining(
             "or choose 'imagenette' or 'photographs'."
         )
     return PretrainingImages(
-        list_images(folder, recursive=True),
+        _readable(list_images(folder, recursive=True), f"the folder {source}"),
         f"the folder {Path(os.path.abspath(folder)).name}",
         "the licence of the images in that folder",
         cache_megabytes,
+    )
+
+
+def _readable(paths: Sequence[Path], source: str) -> list[Path]:
+    """The images that can be read; a warning counts the others."""
+    found, errors = [], []
+    for path in paths if len(paths) <= MOST_CHECKED else ():
+        try:
+            image_size(path)
+            found.append(path)
+        except DataError as error:
+            errors.append(error)
+    if errors and not found:
+        raise DataError(f"None of the {len(paths)} images of {source} can be read: {errors[0]}")
+    if errors:
+        _warn(len(errors), len(paths), source, errors[0])
+    return found or list(paths)
+
+
+def _warn(count: int, total: int, source: str, error: DataError) -> None:
+    warnings.warn(
+        f"{count} of {total} pretraining images of {source} cannot be read and are left out. One "
+        f"of them: {error}",
+        stacklevel=3,
     )
 
 

@@ -91,8 +91,11 @@ class Sample:
         size = self.load().size
         return np.logical_or.reduce([read_mask(path, size) for path in self.mask_paths])
 
-    def load_defects(self) -> list[tuple[np.ndarray, float]]:
+    def load_defects(self, size: tuple[int, int] | None = None) -> list[tuple[np.ndarray, float]]:
         """Read the ground truth defect by defect, as the saturated PRO needs it.
+
+        Args:
+            size: (width, height) of the image, for a caller that knows it; None reads the image.
 
         Returns:
             For each mask file a boolean array of shape (H, W) and its saturation area in pixels:
@@ -110,7 +113,7 @@ class Sample:
                 f"{self.path} is anomalous but has no mask: add masks to ground_truth, or leave "
                 "pixel metrics out."
             )
-        size = self.load().size
+        size = size or self.load().size
         defects = []
         for path in self.mask_paths:
             mask, values = read_mask_values(path, size)
@@ -132,7 +135,11 @@ class Sample:
     def _kind(self, path: Path, values: tuple[float, ...]) -> DefectKind | None:
         """The kind of defect that a mask with these values shows; None without `defect_kinds`."""
         if not values:
-            raise DataError(f"The mask {path} is all black: mark the defect in it, or remove it.")
+            alone = len(self.mask_paths) == 1  # an anomalous image may not lose its only mask
+            what = f"both it and its image {self.path}" if alone else "it"
+            raise DataError(
+                f"The mask {path} is all black: mark the defect in it, or remove {what}."
+            )
         if not self.defect_kinds:
             return None
         if len(values) > 1:

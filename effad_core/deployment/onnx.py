@@ -14,7 +14,7 @@ import json
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Any
 
 from effad_core.acceleration.precision import number_format
 from effad_core.deployment.prepared import InferenceGraph
@@ -24,9 +24,6 @@ from effad_core.storage.files import as_path, reason
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 OPSET = 18
 
@@ -115,7 +112,7 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
         ) from None
 
 
-def _forget_the_machine(message: "Message") -> None:
+def _forget_the_machine(message: Any) -> None:
     """Remove what torch notes of each node: the lines of code that made it, with their paths."""
     for field, value in message.ListFields():
         if field.name in ("metadata_props", "doc_string"):

@@ -16,6 +16,7 @@ from pathlib import Path
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
 from effad_core.acceleration.precision import PRECISIONS, describe_precision
 from effad_core.datasets import Sample, Scenario, open_pretraining, open_scenario
+from effad_core.datasets.checks import check_images
 from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.layouts import good_images
 from effad_core.deployment.inspection import fit_thresholds
@@ -24,7 +25,7 @@ from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError
 from effad_core.metrics import image_auroc
 from effad_core.schedule import PROFILES, Schedule
-from effad_core.storage.files import as_path
+from effad_core.storage.files import as_path, check_file, check_folder
 from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
 from effad_core.training import DETECTOR, train
 
@@ -115,14 +116,22 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     with friendly_errors("the same command goes on from here"):
         device = choose_device(args.device)
-        images_needed(
-            args.rate, guarantee=args.guarantee
-        )  # refuses what is no rate, before training
+        images_needed(args.rate, guarantee=args.guarantee)  # refuses what is no rate
         scenario = open_scenario(args.images, **given(args))
         print(scenario.summary(), flush=True)
         run_dir = args.run_dir or Path(
             f"build/runs/{scenario.name}-{args.profile}-{args.size}-seed{args.seed}"
         )
+        check_folder(run_dir, "--run-dir")
+        check_images(scenario.test)  # `train` looks at the others, `summary` reads these
+        held, needed = len(scenario.validation), images_needed(args.rate, guarantee=args.guarantee)
+        if held < needed:
+            print(
+                f"the {held} images held out are too few for a rate of {args.rate:g}, which needs "
+                f"{needed}: it will be the lowest rate that they support, "
+                f"{feasible_rate(held, args.rate, args.guarantee):.2%}",
+                flush=True,
+            )
         detector, points = train_folder(
             scenario,
             Schedule.named(args.profile),
@@ -135,22 +144,19 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
             seed=args.seed,
             device=device,
         )
-        print(summary(detector, scenario, points, args.rate))
+        print(summary(detector, scenario, points))
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes")
     print(f"\nthe detector: {run_dir / DETECTOR}")
     print(f"next: effad predict {run_dir / DETECTOR} path/to/new/images")
 
 
-def summary(
-    detector: EfficientAD, scenario: Scenario, points: Sequence[OperatingPoint], rate: float
-) -> str:
+def summary(detector: EfficientAD, scenario: Scenario, points: Sequence[OperatingPoint]) -> str:
     """What was trained on what, and what its threshold promises.
 
     Args:
         detector: trained.
         scenario: what it was trained on; test images of both kinds are evaluated.
         points: of scores and of pixels.
-        rate: the one asked for.
     """
     precision = detector.precision
     lines = [
@@ -163,12 +169,6 @@ def summary(
         f"images: {points[0]}",
         f"pixels: {points[1]}",
     ]
-    if points[0].rate != rate:
-        needed = images_needed(rate)
-        lines.append(
-            f"the {len(scenario.validation)} images held out are too few for a rate of {rate:g}, "
-            f"which needs {needed}; this is the lowest rate that they support"
-        )
     if len({sample.label for sample in scenario.test}) == 2:
         predictions = detector.stream([sample.path for sample in scenario.test])
         scores = [prediction.score for _, prediction in predictions]
@@ -200,6 +200,7 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
     if (args.images is None) == (args.value is None):
         parser.error("give either a folder of good images or --value")
     with friendly_errors("nothing was changed"):
+        check_file(args.output or args.detector, "--output")
         detector = EfficientAD.load(args.detector, args.device)
         detector.precision = args.precision or detector.precision
         if args.value is not None:

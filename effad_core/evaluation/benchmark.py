@@ -4,8 +4,9 @@
     effad benchmark path/to/mvtec_loco --profile paper --size medium
     effad benchmark tray --teacher path/to/teacher.safetensors --iterations 300
 
-Every run is a folder of its own; the same command goes on where it was interrupted. What fails is
-reported with its reason, in the tables' file too, and makes the command fail in the end.
+Every run is a folder of its own; the same command goes on where it was interrupted. All images and
+masks are looked at before the first training. What fails is reported with its reason, in the
+tables' file too, and makes the command fail in the end.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -31,15 +33,16 @@ from effad_core.datasets import (
     open_pretraining,
     open_scenario,
 )
+from effad_core.datasets.checks import check_scenario
 from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.published import namesake_warning, published
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError
-from effad_core.evaluation.scores import KINDS, METRICS, evaluate
+from effad_core.evaluation.scores import KINDS, METRICS, evaluate, map_paths
 from effad_core.evaluation.tables import layout
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.digests import digest, inventory
-from effad_core.storage.files import as_path, remove_parts, write_text
+from effad_core.storage.files import as_path, check_file, check_folder, remove_parts, write_text
 from effad_core.storage.runs import alone
 from effad_core.storage.shipped import shipped
 from effad_core.storage.weights import fingerprint
@@ -155,7 +158,9 @@ def run_one(
     evaluation = evaluate(
         detector, scenario, keep_maps=None if maps is None else True, device=device
     )
-    metrics = evaluation.save(run_dir, seed=seed, **identity)
+    with warnings.catch_warnings():  # which masks are missing was said before the training
+        warnings.simplefilter("ignore")
+        metrics = evaluation.save(run_dir, seed=seed, **identity)
     if maps is not None:
         print(f"maps in {evaluation.save_maps(maps / run_dir.name)}", flush=True)
     areas = "  ".join(f"{COLUMNS[n]} {headline(metrics)[n]:.3f}" for n in list(COLUMNS)[:3])
@@ -371,6 +376,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(args: argparse.Namespace) -> dict[str, str]:
     """Run it, print its tables and write its file; returns what failed, with the reason."""
     device = choose_device(args.device)
+    check_file(args.output, "--output")
+    if args.maps is not None:
+        check_folder(args.maps, "--maps")
     entries = plan(args.sources, given(args))
     weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())
     pretraining = open_pretraining(args.pretraining)
@@ -383,6 +391,12 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     for entry in entries:
         if entry.source and (note := namesake_warning(entry.source)):
             print(note)
+    runs = {
+        (entry.name, seed): f"{entry.name}-{args.profile}-{args.size}-seed{seed}{suffix}"
+        for seed in args.seeds  # every scenario once, before any of them again
+        for entry in entries
+    }
+    scenarios: dict[str, Scenario] = {}
     results = {entry.name: {"dataset": entry.dataset, "seeds": {}} for entry in entries}
     failed: dict[str, str] = {}
     settings = {
@@ -401,24 +415,45 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     output = args.output.absolute()
     with alone(args.output, output.with_name(f".{output.name}.lock"), "--output"):
         remove_parts(output.parent, output.name)
-        for seed in args.seeds:  # every scenario once, before any of them again
-            for entry in entries:
-                run = f"{entry.name}-{args.profile}-{args.size}-seed{seed}{suffix}"
-                try:
-                    results[entry.name]["seeds"][str(seed)] = run_one(
-                        open_scenario(entry.source, **entry.chosen),
-                        schedule,
-                        pretraining,
-                        args.runs / run,
-                        seed,
-                        args.size,
-                        args.maps,
-                        args.teacher,
-                        device,
-                    )
-                except (DataError, RunError, ValueError, OSError) as error:
-                    failed[run] = str(error)
-                    print(f"{run} FAILED: {error}", flush=True)
-                write()
+        for entry in entries:
+            own = [run for (name, _), run in runs.items() if name == entry.name]
+            try:
+                scenarios[entry.name] = _checked(entry, [args.runs / run for run in own], args.maps)
+            except (DataError, RunError, ValueError, OSError) as error:
+                failed |= dict.fromkeys(own, str(error))
+                print(f"{entry.name} FAILED: {error}", flush=True)
+        if failed:
+            write()
+        for (name, seed), run in runs.items():
+            if run in failed:
+                continue
+            try:
+                results[name]["seeds"][str(seed)] = run_one(
+                    scenarios[name],
+                    schedule,
+                    pretraining,
+                    args.runs / run,
+                    seed,
+                    args.size,
+                    args.maps,
+                    args.teacher,
+                    device,
+                )
+            except (DataError, RunError, ValueError, OSError) as error:
+                failed[run] = str(error)
+                print(f"{run} FAILED: {error}", flush=True)
+            write()
     print(f"\n{tables(results)}\n\nwritten to {args.output}")
     return failed
+
+
+def _checked(entry: Entry, run_dirs: Sequence[Path], maps: Path | None) -> Scenario:
+    """Open a scenario and refuse what its runs would fail of; print what they will not measure."""
+    for folder in run_dirs:
+        check_folder(folder, "--runs")
+    scenario = open_scenario(entry.source, **entry.chosen)
+    for sentence in check_scenario(scenario, both_kinds=True):
+        print(sentence, flush=True)
+    if maps is not None:
+        map_paths(maps, scenario.test)
+    return scenario

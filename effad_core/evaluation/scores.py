@@ -8,12 +8,14 @@ Notebook 07 builds the metrics by hand.
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from effad_core.datasets import Sample, Scenario
+from effad_core.datasets.checks import without_masks
 from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
 from effad_core.prediction import Predictor
 from effad_core.storage.files import as_path, write_file, write_text
@@ -84,13 +86,17 @@ class Evaluation:
         and logical anomalies of MVTec LOCO's layout, "mean": the mean of these two, which is the
         number that the paper reports.
 
-        Metrics: image_auroc, the same of each map alone, image_auprc; with maps and masks those
-        of `pixel_metrics`; with saturation thresholds auspro_0.05.
+        Metrics: image_auroc, the same of each map alone, image_auprc; with maps, those of
+        `pixel_metrics` for each group whose anomalous images all have masks, with saturation
+        thresholds auspro_0.05 too. If only some anomalous images have masks, a warning says which
+        groups have none.
 
         Raises:
             ValueError: if the samples are all normal or all anomalous.
             DataError: if a mask cannot be read.
         """
+        if self.maps is not None and (sentence := without_masks(self.name, self.samples)):
+            warnings.warn(sentence, stacklevel=2)
         truth = self._truth()
         groups = {"all": self._metrics(list(range(len(self.samples))), truth)}
         types = sorted({sample.anomaly_type for sample in self.samples if sample.label})
@@ -98,25 +104,30 @@ class Evaluation:
             groups[kind] = self._metrics(self._indices(kind), truth)
         if set(types) == set(KINDS):
             first, second = (groups[kind] for kind in KINDS)
-            groups["mean"] = {name: (first[name] + second[name]) / 2 for name in first}
+            groups["mean"] = {
+                name: (first[name] + second[name]) / 2 for name in first if name in second
+            }
         return groups
 
-    def _truth(self) -> list[list[tuple[np.ndarray, float]]] | None:
-        """Per image its defects; None without maps, or if an anomalous image has no mask."""
-        masked = [bool(sample.mask_paths) for sample in self.samples if sample.label]
-        if self.maps is None or not all(masked) or not masked:
-            return None
-        return [sample.load_defects() for sample in self.samples]
+    def _truth(self) -> list[list[tuple[np.ndarray, float]] | None]:
+        """Per image its defects; None for an anomalous image without masks, or without a map."""
+        return [
+            sample.load_defects()
+            if self.maps is not None and (sample.mask_paths or not sample.label)
+            else None
+            for sample in self.samples
+        ]
 
-    def _metrics(self, chosen: list[int], truth: list | None) -> dict[str, float]:
+    def _metrics(self, chosen: list[int], truth: list) -> dict[str, float]:
         labels = self.labels[chosen]
         found = {"image_auroc": image_auroc(labels, self.scores["combined"][chosen])}
         for name in MAPS[1:]:
             key = f"image_auroc_{name.replace('-', '_')}"
             found[key] = image_auroc(labels, self.scores[name][chosen])
         found["image_auprc"] = image_auprc(labels, self.scores["combined"][chosen])
-        if truth is not None:
-            maps, defects = [self.maps[i] for i in chosen], [truth[i] for i in chosen]
+        defects = [truth[i] for i in chosen]
+        if None not in defects:
+            maps = [self.maps[i] for i in chosen]
             masks = [np.logical_or.reduce([m for m, _ in d]) if d else None for d in defects]
             found |= pixel_metrics(maps, masks)
             if any(self.samples[i].defect_kinds for i in chosen):
@@ -160,15 +171,24 @@ class Evaluation:
         if self.maps is None:
             raise ValueError("there are no maps to save: call evaluate(..., keep_maps=True)")
         root = as_path(folder) / self.name
-        paths = [root / "test" / s.anomaly_type / f"{s.path.stem}.tiff" for s in self.samples]
-        for path, count in Counter(paths).items():
-            if count > 1:
-                raise ValueError(f"{count} images would be saved as {path}; rename them")
-        for path, m in zip(paths, self.maps, strict=True):
+        for path, m in zip(map_paths(root, self.samples), self.maps, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             image = Image.fromarray(m.astype(np.float32))
             write_file(path, lambda part, image=image: image.save(part, format="TIFF"))
         return root
+
+
+def map_paths(folder: Path, samples: Sequence[Sample]) -> list[Path]:
+    """Where `Evaluation.save_maps` writes the map of each sample.
+
+    Raises:
+        ValueError: if two of them would share a file.
+    """
+    paths = [folder / "test" / s.anomaly_type / f"{s.path.stem}.tiff" for s in samples]
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise ValueError(f"{count} images would be saved as {path}; rename them")
+    return paths
 
 
 def evaluate(

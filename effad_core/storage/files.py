@@ -7,6 +7,7 @@ lock belongs to the process that holds it: the system frees it when the process 
 import errno
 import glob
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -65,6 +66,49 @@ def write_text(path: Path, text: str) -> None:
         RunError: if it cannot be written.
     """
     write_file(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def check_folder(folder: str | os.PathLike, choice: str) -> None:
+    """Refuse a folder into which nothing can be written, before anything is computed for it.
+
+    Args:
+        folder: need not exist yet; nothing is created.
+        choice: the argument or option that names another, for the error message.
+
+    Raises:
+        RunError: if the system does not let a file be made there.
+    """
+    _check(as_path(folder), as_path(folder), choice)
+
+
+def check_file(path: str | os.PathLike, choice: str) -> None:
+    """Refuse a file that cannot be written, before anything is computed for it.
+
+    Args:
+        path: a file that is to be replaced, or made with the folder it lies in.
+        choice: as in `check_folder`.
+
+    Raises:
+        RunError: if it is a folder, or the system does not let a file be made there.
+    """
+    path = as_path(path)
+    if path.is_dir():
+        raise RunError(f"{path} is a folder, not a file: choose another {choice}")
+    _check(path, path.parent, choice)
+
+
+def _check(path: Path, folder: Path, choice: str) -> None:
+    """Make a temporary file in `folder`, or in the first folder above it that exists."""
+    place = Path(os.path.abspath(folder))
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written: {reason(error)}, or choose another {choice}"
+        ) from None
 
 
 def one_line(error: object) -> str:

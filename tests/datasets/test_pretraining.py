@@ -199,6 +199,53 @@ def test_the_cache_keeps_to_its_budget(tmp_path):
         images.read(7)
 
 
+def test_photographs_that_cannot_be_read_are_left_out_and_counted(tmp_path):
+    paths = open_pretraining(folder_of(tmp_path, 120)).paths
+    paths[7].write_bytes(paths[7].read_bytes()[:-20])
+    paths[30].write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.warns(UserWarning, match="2 of 120 pretraining images .* cannot be read") as said:
+        images = open_pretraining(tmp_path)
+    assert len(said) == 1 and str(paths[7]) in str(said[0].message)
+    assert images.paths == tuple(p for i, p in enumerate(paths) if i not in (7, 30))
+    assert "118 from" in images.describe()
+    for path in images.paths:
+        path.write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"None of the 120 images .* can be read: .*0000.JPEG is em"
+    ):
+        open_pretraining(tmp_path)
+
+
+@pytest.mark.parametrize("count", [20, 150])
+def test_one_that_becomes_unreadable_later_is_drawn_anew(tmp_path, count):
+    """From the same generator; all other draws are what they were."""
+    sound = open_pretraining(folder_of(tmp_path, count), cache_megabytes=0)
+    seeds = range(4 * count)
+    before = [sound.whole_images(rng(seed), 1, 8) for seed in seeds]
+    first = [int(rng(seed).integers(count)) for seed in seeds]
+    sound.paths[3].unlink()
+    images = PretrainingImages(sound.paths, "a folder", "CC0", cache_megabytes=0)
+    with pytest.warns(UserWarning, match=f"1 of {count} pretraining images of a folder") as said:
+        after = [images.whole_images(rng(seed), 1, 8) for seed in seeds]
+    assert len(said) == 1 and str(sound.paths[3]) in str(said[0].message)
+    for seed in seeds:
+        if first[seed] == 3:
+            again = rng(seed)
+            again.integers(count)
+            assert torch.equal(after[seed], images.whole_images(again, 1, 8))
+        else:
+            assert torch.equal(after[seed], before[seed])
+    assert 0 < first.count(3) < len(first)
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read and are left out")
+@pytest.mark.parametrize("count", [1, 30, 3000])
+def test_none_that_can_be_read_ends_with_an_error(tmp_path, count):
+    images = PretrainingImages([tmp_path / f"{i}.png" for i in range(count)], "a disk", "CC0")
+    with pytest.raises(DataError, match=r"\d+.png does not exist"):
+        images.crops(rng(), 1, 8)
+
+
 def test_no_paths_at_all():
     with pytest.raises(DataError, match="no pretraining images"):
         PretrainingImages([], "an empty list", "none")

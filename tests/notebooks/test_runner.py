@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 COURSE = Path(__file__).parents[2] / "notebooks"
 PARAMETERS = 'scenario = "none"\nsteps = 1\nrate = 0.5\nreport = None'
@@ -31,6 +32,12 @@ def add_notebook(course, name, *sources, parameters=PARAMETERS):
     cells = [nbformat.v4.new_code_cell(source) for source in (parameters, *sources)]
     cells[0].metadata.tags = ["parameters"]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), course / f"{name}.ipynb")
+
+
+def draw_folder(folder, count):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.effect_noise((40, 30), 60).save(folder / f"{number}.png")
 
 
 def command(course, *arguments):
@@ -66,7 +73,7 @@ def test_notebooks_run_in_order_with_their_parameters(course, tmp_path):
     (output / "01_first.json").write_text("stale")
     (output / "09_gone.ipynb").write_text("stale")
     images = tmp_path / "images of mine"
-    (images / "bottle").mkdir(parents=True)
+    draw_folder(images / "bottle", 2)
     # A kernel that the user installed under the same name must not be the one that runs.
     trap = tmp_path / "jupyter"
     (trap / "kernels" / "python3").mkdir(parents=True)
@@ -89,6 +96,7 @@ def test_notebooks_run_in_order_with_their_parameters(course, tmp_path):
     assert second["exe"] == sys.executable
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[0].startswith("profile quick, scenario ")
+    assert lines.pop(1).startswith("The scenario bottle has no test images: no image metrics")
     assert lines[1].startswith("01_first ... ")
     assert lines[1].endswith(" s")
     assert lines[2].startswith("02_second ... ")
@@ -123,6 +131,21 @@ def test_a_failing_notebook_stops_the_run_and_says_where(course):
     assert "03_never" not in done.stdout
     assert not (course / "reached").exists()
     assert "ZeroDivisionError" in executed.read_text()
+
+
+def test_a_folder_that_cannot_be_used_is_said_before_any_kernel_starts(
+    course, monkeypatch, capsys, tmp_path
+):
+    add_notebook(course, "01_one")
+    draw_folder(tmp_path / "part", 3)
+    os.truncate(tmp_path / "part" / "2.png", 500)
+    (tmp_path / "empty").mkdir()
+    for name, sentence in (("part", "2.png cannot be read as an image"), ("empty", "holds no im")):
+        monkeypatch.setattr(sys, "argv", command(course, "--data", str(tmp_path / name))[1:])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(course / "run.py"), run_name="__main__")
+        assert sentence in stop.value.code and "\n" not in stop.value.code
+        assert len(capsys.readouterr().out.splitlines()) == 1  # of the profile
 
 
 def test_a_kernel_that_dies_is_a_sentence(course):
