@@ -211,16 +211,20 @@ class EfficientAD(nn.Module, Predictor):
             0.1 * (m_ae - qa_ae) / (qb_ae - qa_ae),
         )
 
-    def find_quantiles(self, batches: Iterable[Tensor], count: int) -> None:
+    def find_quantiles(
+        self, batches: Iterable[Tensor], count: int, precision: str | None = None
+    ) -> None:
         """Set the quantiles from validation images (Algorithm 1, lines 47-60).
 
         Args:
             batches: uint8 images at image_size, each (N, 3, H, W).
             count: number of images in all batches together.
+            precision: becomes the detector's, if it is given.
 
         Raises:
             ValueError: for no images, NaN maps, or a map whose two quantiles are equal.
         """
+        self.precision = precision or self.precision
         total = count * self.image_size[0] * self.image_size[1]
         streams = [StreamQuantiles(total, QUANTILES) for _ in range(2)]  # Algorithm 1, line 47
         for batch in batches:  # Algorithm 1, line 48

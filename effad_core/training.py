@@ -243,8 +243,7 @@ def train(
         detector.eval()
 
         # Algorithm 1, lines 47-60
-        detector.precision = precision
-        detector.find_quantiles(validation_images.batches(8), len(validation_images))
+        detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
         if run.folder is not None:
             detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
         return row

@@ -90,6 +90,17 @@ def test_a_sweep_resumes_and_repeats_nothing(dataset, run, monkeypatch, tmp_path
     assert again == content and again_text.count("evaluated before") == 4
 
 
+def test_a_scenario_of_named_folders(dataset, run, tmp_path):
+    part = dataset / "bolt"
+    named = ("--normal", part / "train/good", "--normal-test", part / "test/good")
+    _, content, _ = run(*named, "--anomalous", part / "test/spot", "--seeds", 0)
+    assert content["scenarios"]["bolt"]["dataset"] == "bolt"
+    metrics = content["scenarios"]["bolt"]["seeds"]["0"]
+    assert set(metrics) == {"all", "spot"}
+    assert metrics == run(part, "--seeds", 0)[1]["scenarios"]["bolt"]["seeds"]["0"]
+    assert run(fails=True)[2] == 2  # neither
+
+
 def test_other_test_images_or_a_damaged_file_are_evaluated_again(dataset, run, tmp_path):
     run(dataset / "bolt", "--seeds", 0)
     metrics = tmp_path / "runs" / "bolt-smoke-small-seed0" / "metrics.json"

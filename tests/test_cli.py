@@ -143,6 +143,35 @@ def test_the_same_training_goes_on_and_measures_test_images(small, drawn, tmp_pa
     assert (tmp_path / "run" / "detector.safetensors").read_bytes() == bytes_of
 
 
+def test_bad_parts_and_thumbnails_are_never_trained_on(small, drawn, tmp_path, capsys):
+    """Folders whose names say which is which, and the same by options."""
+    part = tmp_path / "part"
+    copy(drawn[:5], part / "pass")
+    copy(drawn[5:], part / "fail")
+    copy(drawn[:2], part / "pass" / "@eaDir")
+    options = ("--profile", "smoke", "--device", "cpu", "--run-dir", tmp_path / "run")
+    code, text, error = run(capsys, "train", part, *options)
+    assert code == 0, error
+    assert "good: pass; anomalous: fail" in text and "trained on 4 good images, 1 others" in text
+    assert "left out: 2 files in @eaDir: thumbnails of a Synology NAS" in text
+    named = ("--normal", part / "pass", "--anomalous", part / "fail")
+    code, again, error = run(capsys, "train", *named, *options)
+    assert code == 0, error
+    assert "trained on 4 good images, 1 others" in again and f"normal: {part / 'pass'}" in again
+    assert run(capsys, "train", part, *named, *options)[0] == 2
+    assert run(capsys, "train", *options)[0] == 2
+    detector = tmp_path / "run" / "detector.safetensors"
+    options = ("--rate", "0.4", "--guarantee", "average", "--output", tmp_path / "x.safetensors")
+    assert run(capsys, "threshold", detector, part, *options)[0] == 0
+    point = EfficientAD.load(tmp_path / "x.safetensors").operating_point
+    assert point.images == 5  # those of pass
+    (part / "pass").rename(part / "0")
+    (part / "fail").rename(part / "1")
+    for command in (("train", part), ("threshold", detector, part)):
+        code, _, error = run(capsys, *command)
+        assert code == 2 and "effad train --normal FOLDER --anomalous FOLDER" in error
+
+
 def test_what_cannot_be_done_is_one_sentence(small, drawn, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = copy(drawn, tmp_path / "part")
@@ -169,11 +198,15 @@ def test_what_would_end_a_training_late_is_said_before_it(small, drawn, tmp_path
     (tmp_path / "file").touch()
     options = ("--profile", "smoke", "--device", "cpu", "--run-dir")
     code, text, error = run(capsys, "train", part, *options, tmp_path / "file" / "run")
-    assert (code, text) == (2, "") and "choose another --run-dir" in error
+    assert code == 2 and "choose another --run-dir" in error
     broken = part / "test" / "spot" / drawn[7].name
     os.truncate(broken, 1000)
     code, text, error = run(capsys, "train", part, *options, tmp_path / "run")
-    assert (code, text) == (2, "") and error.startswith(f"{broken} cannot be read as an image")
+    assert (
+        code == 2
+        and "held out" not in text
+        and error.startswith(f"{broken} cannot be read as an image")
+    )
     broken.unlink()
     assert run(capsys, "train", part, *options, tmp_path / "run")[0] == 0
 

@@ -126,9 +126,9 @@ def entry_points(narrow, scenario, pretraining, drawn, tmp_path, monkeypatch):
     detector.save(saved)
     samples = [Sample(path, index % 2, "good") for index, path in enumerate(drawn[:4])]
     monkeypatch.setattr(benchmark, "new_detector", lambda *_: narrow())
-    monkeypatch.setattr(benchmark, "open_scenario", lambda _: scenario)
+    monkeypatch.setattr(benchmark, "open_scenario", lambda *_, **__: scenario)
     monkeypatch.setattr(benchmark, "check_scenario", lambda *_, **__: [])  # its files are absent
-    monkeypatch.setattr(benchmark, "plan", lambda _: [benchmark.Entry("x", "x", "x")])
+    monkeypatch.setattr(benchmark, "plan", lambda *_: [benchmark.Entry("x", "x", "x")])
     monkeypatch.setattr(EfficientAD, "load_teacher", lambda self, _: self)
     monkeypatch.setattr(algorithm, "open_extractor", lambda *_: Blocks())
     folder = str(drawn[0].parent)

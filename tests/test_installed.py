@@ -56,7 +56,7 @@ assert [name for name in ("", *COMMANDS) if end(*filter(None, [name]), "--help")
 assert len(open_pretraining().paths) == 12
 run = ["--run-dir", "run", "--device", "cpu"]
 assert end("train", "part", "--profile", "smoke", *run) == 0
-assert end("threshold", "run/detector.safetensors", "part", "--rate", "0.9") == 0
+assert end("threshold", "run/detector.safetensors", "part/train/good", "--rate", "0.9") == 0
 assert end("predict", "run/detector.safetensors", "part", "--output", "verdicts") == 0
 print("predicted:", len(list(Path("verdicts").rglob("*.png"))))
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from effad_core.errors import DataError
 
+from .chosen import KEYS, Paths
 from .images import list_images, read_image, read_mask
-from .layouts import list_scenarios, open_folder
+from .layouts import list_scenarios, open_chosen, open_folder
 from .pretraining import Draws, PretrainingImages, open_pretraining
 from .published import DATASETS, dataset_name
 from .resized import ResizedImages
@@ -57,20 +58,30 @@ __all__ = [
 
 
 def open_scenario(
-    source: str | os.PathLike,
+    source: str | os.PathLike | None = None,
     *,
+    normal: Paths | None = None,
+    anomalous: Paths | None = None,
+    normal_test: Paths | None = None,
+    masks: Paths | None = None,
     include_graded: bool = False,
     validation_fraction: float = 0.1,
     seed: int = 0,
 ) -> Scenario:
-    """Open a scenario by name, or a folder of images.
+    """Open a scenario by name, a folder of images, or folders and files that you name.
 
     A name wins over a folder of that name in the current directory: "./tray" opens the folder.
 
     Args:
         source: "solar-mono", "solar-poly", "tray" (drawn once, into data/tray), or the path of a
-            folder: one with train/good, an object of VisA, or images of good parts alone, in it
-            and in folders below it (see `layouts`).
+            folder: one with train/good, one with folders of good and bad parts, an object of
+            VisA, one with a file scenario.toml, or images of good parts alone, in it and in
+            folders below it (see `layouts`).
+        normal: instead of a source, good parts to train on: a folder, with those below it, an
+            image file, or several of them.
+        anomalous: with `normal`, bad parts to test on. Each folder's name is a kind of anomaly.
+        normal_test: with `normal`, good parts to test on.
+        masks: with `anomalous`, masks, called like their images (0001.png or 0001_mask.png).
         include_graded: solar scenarios only: test on cells of uncertain defects too.
         validation_fraction: share of the training images to hold out for validation, where the
             scenario does not bring validation images.
@@ -80,24 +91,33 @@ def open_scenario(
         The scenario.
 
     Raises:
-        DataError: if the name or folder does not exist or cannot be used.
+        DataError: if the name or folder does not exist or cannot be used, or it cannot be told
+            which of its images show good parts.
 
     Example:
         >>> scenario = open_scenario("tray")
         >>> len(scenario.train), len(scenario.validation), len(scenario.test)
         (200, 40, 120)
     """
+    chosen = dict(zip(KEYS, (normal, anomalous, normal_test, masks), strict=True))
+    if any(paths is not None for paths in chosen.values()) == (source is not None):
+        raise DataError(
+            "open_scenario needs either a source or normal images: give one of them, for example "
+            "open_scenario(normal='parts/ok', anomalous='parts/scratch')."
+        )
     options = {"validation_fraction": validation_fraction, "seed": seed}
+    if source is None and not include_graded:
+        return open_chosen(chosen, **options)
     if source in SOLAR_SCENARIOS:
         return open_solar(source, include_graded=include_graded, **options)
-    if source != "tray" and not os.path.exists(os.path.expanduser(source)):
+    if source not in ("tray", None) and not os.path.exists(os.path.expanduser(source)):
         raise DataError(
             f"'{source}' is neither a scenario ({', '.join(SCENARIOS)}) nor an existing "
             "folder: choose one of these names or the path of a folder that holds train/good."
         )
     if include_graded:
         raise DataError(
-            f"include_graded has no meaning for {source}: leave it out, only "
+            f"include_graded has no meaning for {source or 'folders'}: leave it out, only "
             f"{' and '.join(SOLAR_SCENARIOS)} have graded cells."
         )
     if source != "tray":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from effad_core.datasets.decoding import Decoded, decode, is_deep_file, missing, upright
 from effad_core.datasets.depth import WHITE, Depth, depth_of, to_8_bit
+from effad_core.datasets.folder_names import system_reason
 from effad_core.datasets.formats import SUFFIXES, lossy_format
 from effad_core.errors import DataError
 from effad_core.storage.files import as_path
@@ -112,7 +113,9 @@ def read_mask_values(
 
 
 def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
-    """List the images of a folder, sorted by name; hidden files are ignored.
+    """List the images of a folder, sorted by name.
+
+    Hidden files and what systems and NAS put there (see `folder_names.SYSTEM`) are left out.
 
     Args:
         folder: the folder.
@@ -144,12 +147,12 @@ def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
         visited = os.path.realpath(parent) in seen  # a link that leads back up
         seen.add(os.path.realpath(parent))
         descend = recursive and not visited
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if descend else []
+        folders[:] = sorted(f for f in folders if not system_reason(f)) if descend else []
         if not visited:
             paths += [
                 Path(parent, name)
                 for name in names
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+                if not system_reason(name) and os.path.splitext(name)[1].lower() in SUFFIXES
             ]
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from effad_core.errors import DataError
+from effad_core.errors import DataError, printable
 
 import numpy as np
 from PIL import Image
@@ -167,6 +167,7 @@ class Scenario:
         test: normal and anomalous images, used for nothing but the evaluation; may be empty.
         source: where the images come from.
         licence: under which terms.
+        ignored: what lies in the folder and was left out, a line for each reason.
 
     Raises:
         DataError: if there is no training image, an anomalous image among the training or
@@ -179,6 +180,7 @@ class Scenario:
     test: tuple[Sample, ...]
     source: str
     licence: str
+    ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -213,7 +215,10 @@ class Scenario:
         return ("train", self.train), ("validation", self.validation), ("test", self.test)
 
     def summary(self) -> str:
-        """A text table: number of images and of those with masks, per split and anomaly type."""
+        """A text table: images and those with masks, per split and anomaly type; what was left out.
+
+        Whatever lies in the folder and is not used has a line below the table, with the reason.
+        """
         lines = [
             f"{self.name}: {self.source} ({self.licence})",
             f"{'split':<12}{'type':<28}{'images':>8}{'masked':>8}",
@@ -222,6 +227,7 @@ class Scenario:
             masked = Counter(s.anomaly_type for s in samples if s.mask_paths)
             for kind, count in sorted(Counter(s.anomaly_type for s in samples).items()):
                 lines.append(f"{split:<12}{kind:<28}{count:>8}{masked[kind]:>8}")
+        lines += [printable(f"left out: {reason}") for reason in self.ignored]
         return "\n".join(lines)
 
 

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
 from effad_core.acceleration.precision import PRECISIONS, describe_precision
-from effad_core.datasets import Sample, Scenario, list_images, open_pretraining, open_scenario
+from effad_core.datasets import Sample, Scenario, open_pretraining, open_scenario
 from effad_core.datasets.checks import check_images
+from effad_core.datasets.chosen import add_options, given
+from effad_core.datasets.layouts import good_images
 from effad_core.deployment.inspection import fit_thresholds
 from effad_core.deployment.onnx import export
 from effad_core.detector import EfficientAD
@@ -90,9 +92,15 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="effad train",
         description="Train a detector on a folder of good images and find its threshold.",
-        epilog="example: effad train path/to/my_part --profile laptop --rate 0.02",
+        epilog="examples: effad train path/to/my_part --profile laptop --rate 0.02; "
+        "effad train --normal parts/ok --anomalous parts/scratch parts/dent --normal-test more/ok",
     )
-    parser.add_argument("images", help="a folder of good images, or a scenario's folder or name")
+    parser.add_argument(
+        "images",
+        nargs="?",
+        help="a folder of good images, or with folders of good and bad ones, or a scenario's name",
+    )
+    add_options(parser)
     parser.add_argument("--profile", default="laptop", choices=PROFILES)
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
@@ -103,11 +111,14 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
+    if (args.images is None) != bool(given(args)):
+        parser.error("give either a folder or a scenario's name, or --normal and what goes with it")
     start = time.perf_counter()
     with friendly_errors("the same command goes on from here"):
         device = choose_device(args.device)
         images_needed(args.rate, guarantee=args.guarantee)  # refuses what is no rate
-        scenario = open_scenario(args.images)
+        scenario = open_scenario(args.images, **given(args))
+        print(scenario.summary(), flush=True)
         run_dir = args.run_dir or Path(
             f"build/runs/{scenario.name}-{args.profile}-{args.size}-seed{args.seed}"
         )
@@ -195,8 +206,7 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
         if args.value is not None:
             detector.threshold = args.value
         else:
-            paths = list_images(args.images, recursive=True)
-            samples = [Sample(path, 0, "good") for path in paths]
+            samples = [Sample(path, 0, "good") for path in good_images(args.images)]
             fit_thresholds(detector, samples, args.rate, guarantee=args.guarantee)
         detector.save(args.output or args.detector)
         for point in (detector.operating_point, detector.pixel_operating_point):

@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from effad_core.datasets import (
     open_scenario,
 )
 from effad_core.datasets.checks import check_scenario
+from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.published import namesake_warning, published
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError
@@ -74,11 +75,16 @@ class Entry:
 
     dataset: str
     name: str
-    source: str | Path
+    source: str | Path | None
+    chosen: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def plan(sources: Sequence[str]) -> list[Entry]:
+def plan(sources: Sequence[str], chosen: Mapping[str, Sequence[str]] | None = None) -> list[Entry]:
     """The scenarios behind names, scenario folders and dataset folders, in that order.
+
+    Args:
+        sources: names and folders.
+        chosen: folders of one more scenario, as keywords of `open_scenario`.
 
     Raises:
         DataError: for a source that is neither, or two scenarios of one name.
@@ -92,6 +98,9 @@ def plan(sources: Sequence[str]) -> list[Entry]:
         for folder in list_scenarios(source):
             own = Path(os.path.abspath(folder)).name  # "." has none
             entries.append(Entry(published(folder) or name, own, folder))
+    if chosen:
+        name = open_scenario(**chosen).name
+        entries.append(Entry(name, name, None, chosen))
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"two scenarios are called {', '.join(twice)}: name them in two calls.")
@@ -328,7 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__.splitlines()[0],
         epilog="example: effad benchmark solar-mono tray --profile laptop --seeds 0 1 2",
     )
-    parser.add_argument("sources", nargs="+", help="scenario names, or folders of one or several")
+    parser.add_argument("sources", nargs="*", help="scenario names, or folders of one or several")
+    add_options(parser)
     parser.add_argument("--profile", default="laptop", choices=PROFILES)
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -349,6 +359,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=as_path, default=Path("build/runs"))
     parser.add_argument("--output", type=as_path, default=Path("build/results") / RESULTS)
     args = parser.parse_args(arguments)
+    if not args.sources and not given(args):
+        parser.error("give scenario names, folders, or --normal and what goes with it")
     try:
         failed = _run(args)
     except (DataError, RunError, ValueError) as error:
@@ -367,7 +379,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     check_file(args.output, "--output")
     if args.maps is not None:
         check_folder(args.maps, "--maps")
-    entries = plan(args.sources)
+    entries = plan(args.sources, given(args))
     weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())
     pretraining = open_pretraining(args.pretraining)
     changes = {"iterations": args.iterations, "autoencoder_iterations": args.autoencoder_steps}
@@ -377,7 +389,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     print(pretraining.describe())
     print(f"computing on {device}")
     for entry in entries:
-        if note := namesake_warning(entry.source):
+        if entry.source and (note := namesake_warning(entry.source)):
             print(note)
     runs = {
         (entry.name, seed): f"{entry.name}-{args.profile}-{args.size}-seed{seed}{suffix}"
@@ -439,7 +451,7 @@ def _checked(entry: Entry, run_dirs: Sequence[Path], maps: Path | None) -> Scena
     """Open a scenario and refuse what its runs would fail of; print what they will not measure."""
     for folder in run_dirs:
         check_folder(folder, "--runs")
-    scenario = open_scenario(entry.source)
+    scenario = open_scenario(entry.source, **entry.chosen)
     for sentence in check_scenario(scenario, both_kinds=True):
         print(sentence, flush=True)
     if maps is not None:

@@ -3,7 +3,7 @@
 import io
 
 from effad_core import DataError, inspect_images, open_pretraining, open_scenario
-from effad_core.datasets import layouts
+from effad_core.datasets import mvtec
 from effad_core.datasets.formats import FORMATS, SUFFIXES
 from effad_core.datasets.images import (
     list_images,
@@ -57,7 +57,7 @@ def test_vectors_films_and_tables_are_no_pictures():
     no = {".eps", ".ps", ".pdf", ".wmf", ".emf", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr"}
     assert not no & SUFFIXES and not {"EPS", "PDF", "WMF", "MPEG", "HDF5"} & set(FORMATS)
     assert not SUFFIXES - set(Image.registered_extensions())
-    assert layouts.SUFFIXES is SUFFIXES
+    assert mvtec.SUFFIXES is SUFFIXES
 
 
 def test_a_folder_of_pgm_among_png_is_all_of_it(tmp_path):

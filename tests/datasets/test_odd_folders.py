@@ -171,7 +171,20 @@ FOLDERS = {
         "move it up into",
     ),
     "train/good with an empty folder": (lambda r: (r / "train/good/more").mkdir(), WHOLE),
-    "train/Good": (lambda r: move(r, ("train/good", "train/Good")), "but no train/good"),
+    **{
+        f"train/{name}": (lambda r, name=name: move(r, ("train/good", f"train/{name}")), WHOLE)
+        for name in ("Good", "OK", "i.O.", "Gutteile")
+    },
+    "Training/good": (lambda r: move(r, ("train", "Training")), WHOLE),
+    "train and Training": (lambda r: draw(r / "Training/good/9.png"), "both mean train"),
+    "train/good and train/ok": (lambda r: draw(r / "train/ok/9.png"), (4, 1, 4)),
+    "train/good and train/bad": (lambda r: draw(r / "train/bad/9.png"), WHOLE),
+    "train/good and train/masks": (lambda r: draw(r / "train/masks/9.png"), WHOLE),
+    "train/good and train/blue": (lambda r: draw(r / "train/blue/9.png"), "does not say whether"),
+    "images beside train/good": (lambda r: draw(r / "train/9.png"), "lies directly in train"),
+    "masks beside good images": (lambda r: draw(r / "train/good/0_mask.png"), WHOLE),
+    "bad beside train": (lambda r: draw(r / "bad/9.png"), "is not known what it is for"),
+    "a folder of another kind beside train": (lambda r: draw(r / "drawings/9.png"), WHOLE),
     "train without good": (
         lambda r: (
             [move(r, (f"train/good/{i}.png", f"train/{i}.png")) for i in range(4)]
@@ -240,13 +253,44 @@ FOLDERS = {
         "split of",
     ),
     **{
-        f"test/{name}": (
-            lambda r, name=name: move(r, ("test/good", f"test/{name}")),
-            "taken as a kind of anomaly",
-        )
+        f"test/{name}": (lambda r, name=name: move(r, ("test/good", f"test/{name}")), WHOLE)
         for name in ("Good", "GOOD", "ok", "OK", "normal", "good ")
     },
-    "test/ok beside test/good": (lambda r: draw(r / "test/ok/0.png"), "taken as a kind of anomaly"),
+    "test/ok beside test/good": (lambda r: draw(r / "test/ok/0.png"), (3, 1, 5)),
+    **{
+        f"test/{name}": (
+            lambda r, name=name: draw(r / f"test/{name}/0.png"),
+            "as good or as a kind of anomaly",
+        )
+        for name in ("positive", "almost good", "pass through", "good and bad", "class_1")
+    },
+    **{
+        f"test/{name}": (lambda r, name=name: draw(r / f"test/{name}/0.png"), (3, 1, 5))
+        for name in ("mixed", "half full", "label missing", "combined")
+    },
+    "test and test_public": (lambda r: draw(r / "test_public/good/9.png"), "both mean test"),
+    "val": (lambda r: draw(r / "val/good/9.png"), (4, 1, 4)),
+    "masks": (lambda r: move(r, ("ground_truth", "masks")), WHOLE),
+    "masks and ground_truth": (lambda r: draw(r / "masks/bent/0_mask.png"), "both mean mask"),
+    "ground_truth below test": (lambda r: move(r, ("ground_truth", "test/ground_truth")), WHOLE),
+    "masks beside test images": (
+        lambda r: (
+            [
+                move(r, (f"ground_truth/bent/{i}_mask.png", f"test/bent/{i}_GT.png"))
+                for i in range(2)
+            ]
+            and shutil.rmtree(r / "ground_truth")
+        ),
+        WHOLE,
+    ),
+    "a mask beside one test image alone": (
+        lambda r: shutil.rmtree(r / "ground_truth") or draw(r / "test/bent/0_mask.png"),
+        "has no mask, but others",
+    ),
+    "masks in a folder below test images": (
+        lambda r: move(r, ("ground_truth/bent", "test/bent/masks"), ("ground_truth", "x")),
+        WHOLE,
+    ),
     "test/not good": (lambda r: draw(r / "test/not good/0.png"), (3, 1, 5)),
     # special files
     "a config that is a pipe": (
@@ -339,7 +383,8 @@ def test_a_folder_opens_or_a_sentence_says_why(tmp_path, name):
         assert sample.load().size == (6, 4)
         for path in sample.mask_paths:
             assert np.array_equal(read_mask(path, (6, 4)), MASK > 0)
-    assert all(bool(s.label) == (s.path.parent.name != "good") for s in scenario.test)
+    good = {"good", "Good", "GOOD", "ok", "OK", "normal", "good "}
+    assert all(bool(s.label) == (s.path.parent.name not in good) for s in scenario.test)
 
 
 def test_there_are_many_of_them():
