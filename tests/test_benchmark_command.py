@@ -9,7 +9,7 @@ from effad_core import EfficientAD, PatchDescriptionNetwork, Schedule
 from effad_core.datasets import DATASETS, DefectKind, Sample
 from effad_core.distillation.algorithm import save_teacher
 from effad_core.errors import DataError
-from effad_core.evaluation import benchmark
+from effad_core.evaluation import benchmark, tables
 from effad_core.storage.weights import fingerprint
 
 import numpy as np
@@ -439,8 +439,8 @@ def test_means_over_seeds_then_over_scenarios():
         "mine": {"dataset": "mine", "seeds": seeds(0.1)},
         "pill": {"dataset": "mvtec-ad", "seeds": {}},
     }
-    assert benchmark.dataset_means(results) == pytest.approx({"mvtec-ad": 0.85, "visa": 0.5})
-    text = benchmark.tables(results)
+    assert tables.dataset_means(results) == pytest.approx({"mvtec-ad": 0.85, "visa": 0.5})
+    text = tables.tables(results)
     assert "2 of 15 of mvtec-ad, 1 of 12 of visa" in text
     last = text.splitlines()[-1].split()
     assert last == ["measured", "here", "0.850", "0.500"]
@@ -451,7 +451,7 @@ def test_all_three_datasets_have_an_overall_mean():
     results = {
         d: {"dataset": d, "seeds": seeds(a)} for d, a in zip(DATASETS, (0.9, 0.6, 0.3), strict=True)
     }
-    lines = benchmark.tables(results).splitlines()
+    lines = tables.tables(results).splitlines()
     assert lines[-1].split() == ["measured", "here", "0.900", "0.600", "0.300", "0.600"]
     ours = next(line for line in lines if line.startswith("EfficientAD-M"))
     assert ours.split() == ["EfficientAD-M", "(paper)", "0.991", "0.907", "0.981", "0.960"]
@@ -465,8 +465,8 @@ def test_loco_shows_both_kinds_and_counts_their_mean():
         "mean": dict(zip(names, (0.7, 0.6, 0.65), strict=True)),
     }
     results = {"splicing_connectors": {"dataset": "mvtec-loco", "seeds": seeds(0.99, **groups)}}
-    assert benchmark.dataset_means(results) == {"mvtec-loco": 0.7}
-    text = benchmark.tables(results)
+    assert tables.dataset_means(results) == {"mvtec-loco": 0.7}
+    text = tables.tables(results)
     rows = [line.split() for line in text.splitlines() if line.startswith("splicing")]
     assert rows[1:] == [
         ["splicing_connectors", "combined", "0.900", "0.500", "0.700"],
@@ -481,16 +481,16 @@ def test_loco_shows_both_kinds_and_counts_their_mean():
 )
 def test_spread(values, shown):
     runs = [{} if value is None else {"m": value} for value in values]
-    assert benchmark.spread(runs, "m") == shown
+    assert tables.spread(runs, "m") == shown
 
 
 def test_nothing_measured():
-    assert benchmark.tables({"a": {"dataset": "a", "seeds": {}}}) == "nothing was measured"
+    assert tables.tables({"a": {"dataset": "a", "seeds": {}}}) == "nothing was measured"
 
 
 def test_the_papers_figures_fit_one_another():
     """Its overall mean is that of its three datasets, LOCO's that of its two kinds."""
-    content = json.loads(benchmark.PAPER.read_text(encoding="utf-8"))
+    content = json.loads(tables.PAPER.read_text(encoding="utf-8"))
     assert len(content["methods"]) == 10 and "WACV 2024" in content["source"]
     for name, values in content["methods"].items():
         areas = values["image_auroc"]

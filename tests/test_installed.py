@@ -35,7 +35,7 @@ from pathlib import Path
 import effad_core
 from effad_core import EfficientAD, export, open_extractor, open_pretraining, open_scenario
 from effad_core.cli import main
-from effad_core.evaluation.benchmark import PAPER
+from effad_core.evaluation.tables import PAPER
 
 def end(*arguments):
     try:

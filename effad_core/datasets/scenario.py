@@ -182,6 +182,10 @@ class Scenario:
     licence: str
     ignored: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:  # not hundreds of paths
+        splits = f"{len(self.train)} training, {len(self.validation)} validation"
+        return f"<Scenario {self.name}: {splits}, {len(self.test)} test images>"
+
     def __post_init__(self) -> None:
         if not self.train:
             raise DataError(

@@ -27,9 +27,8 @@ from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.deployment.prepared import PreparedDetector, prepare
 from effad_core.detector import EfficientAD
 from effad_core.errors import RunError
-from effad_core.evaluation.benchmark import PAPER
 from effad_core.evaluation.costs import METHODS, count, efficientad
-from effad_core.evaluation.tables import layout
+from effad_core.evaluation.tables import PAPER, layout
 
 import numpy as np
 import torch

@@ -296,3 +296,9 @@ def test_graded_cells_exist_only_in_the_solar_scenarios(tmp_path):
 def test_evenly_spaced_samples(count, expected):
     assert evenly(range(7), count) == tuple(expected)
     assert evenly((), count) == ()
+
+
+def test_a_scenario_shows_itself_in_a_line():
+    normal = tuple(Sample(Path(f"{i}.png"), 0, "good") for i in range(3))
+    shown = repr(Scenario("part", normal, normal[:1], (), "drawn", "CC0"))
+    assert shown == "<Scenario part: 3 training, 1 validation, 0 test images>"

@@ -181,11 +181,11 @@ def read_point(path: Path) -> None:
 
 
 def read_metrics(path: Path) -> None:
-    from effad_core.evaluation import benchmark
+    from effad_core.evaluation import benchmark, tables
 
     metrics = benchmark._read_metrics(path, {"detector": "ab"})
     if metrics is not None:
-        benchmark.tables({"a": {"dataset": "b", "seeds": {"0": metrics}}})
+        tables.tables({"a": {"dataset": "b", "seeds": {"0": metrics}}})
 
 
 def read_defects(path: Path) -> None:
