@@ -300,5 +300,5 @@ def test_evenly_spaced_samples(count, expected):
 
 def test_a_scenario_shows_itself_in_a_line():
     normal = tuple(Sample(Path(f"{i}.png"), 0, "good") for i in range(3))
-    shown = repr(Scenario("part", normal, normal[:1], (), "drawn", "CC0"))
-    assert shown == "<Scenario part: 3 training, 1 validation, 0 test images>"
+    shown = repr(Scenario("part", normal[:2], normal[2:], (), "drawn", "CC0"))
+    assert shown == "<Scenario part: 2 training, 1 validation, 0 test images>"
