@@ -235,6 +235,8 @@ def _check_that_names_say_nothing(root: Path, images: Sequence[Path]) -> None:
             below_of[folder.parent].add(folder.name)
     for parent, names in sorted(below_of.items()):
         apart = {unknown_words(name) for name in names}
+        if any(image.parent == parent for image in images):
+            apart.add(())  # images beside the folders are a group of their own
         if len(apart) > 1 or {plain(name) for name in names} in map(set, PAIRS):
             shown = ", ".join(sorted(names)[:5])
             raise DataError(

@@ -407,13 +407,23 @@ def test_images_beside_empty_folders_of_a_layout(tmp_path):
 def test_folders_whose_names_say_that_not_all_images_are_good(tmp_path, name):
     for i in range(3):
         image(tmp_path / f"{i}.png")
-        image(tmp_path / f"goodyear book/{i}.png")  # a word, not its beginning
+        image(tmp_path / f"camera 2/{i}.png")  # a name that says nothing
     assert counts(open_scenario(tmp_path)) == (5, 1, 0)
     image(tmp_path / name / "0.png")
     image(tmp_path / name / "1.png")
     message = refused(tmp_path)
     assert f"a folder {name}, " in message and "name the folder of the good ones" in message
     assert counts(open_scenario(tmp_path / name)) == (1, 1, 0)  # as the message says
+
+
+@pytest.mark.parametrize("name", ["goodyear book", "splatter", "zig"])
+def test_an_unknown_folder_beside_images_is_not_taken_as_good(tmp_path, name):
+    for i in range(3):
+        image(tmp_path / f"{i}.png")
+        image(tmp_path / name / f"{i}.png")
+    assert name in refused(tmp_path) and "--normal" in refused(tmp_path)
+    assert counts(open_scenario(normal=[tmp_path])) == (5, 1, 0)  # as the message says
+    assert counts(open_scenario(tmp_path / name)) == (2, 1, 0)
 
 
 def test_images_directly_in_test(bottle):
