@@ -38,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+DETECTOR = "detector.safetensors"  # in the folder of a run
 POINTS = {"threshold": "operating_point", "pixel_threshold": "pixel_operating_point"}  # in a file
 QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
 MAX_PIXELS, MAX_CHANNELS = 4096**2, 4096  # what a damaged file may make a detector ask for
@@ -148,7 +149,8 @@ class EfficientAD(nn.Module, Predictor):
         path = shipped(f"teachers/pdn_{self.size}.safetensors") if path is None else as_path(path)
         if not path.is_file():
             raise RunError(
-                f"there is no teacher {path}; distil one (notebook 02) and give its path"
+                f"there is no teacher {path}: distil one (effad distill PHOTOGRAPHS --size "
+                f"{self.size} --run-dir RUN) and give its path (--teacher RUN/teacher.safetensors)"
             )
         self.card["teacher"] = load_teacher(self.teacher, path)
         return self
@@ -297,12 +299,14 @@ class EfficientAD(nn.Module, Predictor):
         """Load a detector that `save` wrote.
 
         Args:
-            path: the file.
+            path: the file, or the folder of its run.
             device: where it computes from now on; None takes the GPU where there is one.
 
         Raises:
             RunError: if the file is missing, cut short, foreign, or its tensors do not fit.
         """
+        path = as_path(path)
+        path = path / DETECTOR if path.is_dir() else path
         tensors, header = read_tensors(
             path, "detector", card=dict, operating_points=dict, precision=str
         )

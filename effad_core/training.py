@@ -25,7 +25,7 @@ from effad_core.datasets import (
 )
 from effad_core.datasets.checks import check_images
 from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
-from effad_core.detector import POINTS, EfficientAD
+from effad_core.detector import DETECTOR, POINTS, EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
 from effad_core.schedule import Schedule
 from effad_core.statistics import channel_statistics
@@ -39,7 +39,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-DETECTOR = "detector.safetensors"
 TERMS = ("L_hard", "penalty", "L_AE", "L_STAE")
 MOST_WORKERS = 8  # threads that prepare images for a GPU
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from effad_core import EfficientAD, cli
 from effad_core.cli import COMMANDS, main
+from effad_core.deployment import own_images
 from effad_core.deployment.overlays import bounding_boxes
 from effad_core.prediction import Prediction
 
@@ -252,3 +254,56 @@ def test_boxes_by_hand():
         {"x": 5, "y": 4, "width": 3, "height": 1, "peak": pytest.approx(0.7)},
     ]
     assert bounding_boxes(Prediction(m, 0.9, m, m, 0.5, 2.0)) == []
+
+
+@pytest.fixture
+def made(narrow, tmp_path):
+    """The file of a detector."""
+    narrow().save(tmp_path / "made.safetensors")
+    return tmp_path / "made.safetensors"
+
+
+def test_a_folder_may_follow_the_options(made, drawn, tmp_path, capsys):
+    copy(drawn[:4], tmp_path / "good")
+    options = ("--rate", "0.6", "--precision", "float32", "--output", tmp_path / "new.safetensors")
+    code, text, error = run(capsys, "threshold", made, *options, tmp_path / "good")
+    assert code == 0, error
+    assert text.startswith("images: threshold") and "\npixels: threshold" in text
+    assert text.endswith(f"written to {tmp_path / 'new.safetensors'}\n")
+
+
+def test_too_few_images_for_a_rate_name_the_option_that_helps(made, drawn, tmp_path, capsys):
+    copy(drawn[:4], tmp_path / "good")
+    code, _, error = run(capsys, "threshold", made, tmp_path / "good", "--rate", "0.05")
+    assert code == 2 and "4 good images are too few" in error and "which needs 59" in error
+    rate = error.rpartition("--rate ")[2].strip()
+    output = ("--output", tmp_path / "new.safetensors")
+    assert run(capsys, "threshold", made, tmp_path / "good", "--rate", rate, *output)[0] == 0
+
+
+def test_wrong_input_exits_with_2_in_every_command(tmp_path, capsys):
+    """As `effad --help` says."""
+    gone = tmp_path / "gone"
+    for words in (
+        ("train", gone), ("predict", gone, gone), ("threshold", gone, gone), ("export", gone, "x"),
+        ("check-teacher", gone), ("benchmark", gone), ("distill", gone, "--run-dir", gone),
+        ("gallery", f"{gone}={gone}", "--output", tmp_path / "x.png"), ("time", gone),
+        ("costs", "nothing"), ("unpack", gone, tmp_path),
+    ):  # fmt: skip
+        code, _, error = run(capsys, *words)
+        assert code == 2 and error.strip() and "Traceback" not in error, words
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("A/good", "A-good"), ("A/train", "A-train"), ("A/my bolt", "my bolt")]
+)
+def test_a_run_of_a_folder_called_good_has_its_parents_name(tmp_path, folder, name):
+    assert own_images._run_name(str(tmp_path / folder), folder.partition("/")[2]) == name
+    assert own_images._run_name(None, "good") == "good"
+
+
+def test_a_detector_is_found_in_the_folder_of_its_run(made, drawn, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    shutil.copy(made, tmp_path / "run" / "detector.safetensors")
+    output = ("--output", tmp_path / "out")
+    assert run(capsys, "predict", tmp_path / "run", drawn[0], *output)[0] == 0

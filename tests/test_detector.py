@@ -351,7 +351,7 @@ def test_load_teacher(tmp_path, monkeypatch):
     torch.manual_seed(5)
     network = PatchDescriptionNetwork()
     monkeypatch.setattr(detector, "shipped", lambda name: tmp_path / name.rpartition("/")[2])
-    with pytest.raises(RunError, match=r"no teacher .*pdn_small.safetensors; distil one"):
+    with pytest.raises(RunError, match=r"no teacher .*pdn_small.safetensors: distil one"):
         EfficientAD().load_teacher()
     save_teacher(tmp_path / "pdn_small.safetensors", network, {"extractor": "stub"})
     ad = EfficientAD().load_teacher()

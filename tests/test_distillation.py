@@ -452,7 +452,7 @@ def test_parts_of_a_batch_are_all_of_it(monkeypatch):
 def test_measuring_and_going_on_from_a_teacher(drawn, tmp_path, capsys):
     common = [str(drawn[0].parent), *OPTIONS]
     main([*common, "--run-dir", str(tmp_path / "a")])
-    held = float(capsys.readouterr().out.split("held_out_loss ")[1])
+    held = float(capsys.readouterr().out.split("held_out_loss ")[1].splitlines()[0])
     path = tmp_path / "a" / "teacher.safetensors"
     main([*common, "--measure", str(path)])
     measured = float(capsys.readouterr().out.split("held-out loss ")[1])

@@ -369,7 +369,7 @@ def test_it_runs_as_a_module(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1 and done.stdout == ""
+    assert done.returncode == 2 and done.stdout == ""
     assert len(done.stderr.splitlines()) == 1 and "neither a scenario" in done.stderr
 
 

@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
         folder = unpack(options.archive, options.folder, options.sha256)
     except DataError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 2
     except KeyboardInterrupt:
         print("Interrupted: nothing was unpacked.", file=sys.stderr)
         return 130

@@ -54,7 +54,8 @@ def read_chosen(chosen: Mapping[str, Paths | None]) -> tuple[str, Found]:
         images[key] = []
         for item in items[key]:
             verdict = ANOMALOUS if key == "anomalous" else NORMAL
-            files, left, beside = _images(item, verdict, named_masks)
+            apart = [other for some in items.values() for other in some if other != item]
+            files, left, beside = _images(item, verdict, named_masks, apart)
             if key == "anomalous":
                 masks |= beside
             else:
@@ -167,14 +168,21 @@ def _items(key: str, paths: Paths | None) -> list[Path]:
 
 
 def _images(
-    item: Path, verdict: str, named_masks: Mapping
+    item: Path, verdict: str, named_masks: Mapping, apart: Sequence[Path]
 ) -> tuple[list[Path], tuple[str, ...], dict]:
-    """Images of a folder or file, lines on what was left out of it, and the masks beside them."""
+    """Images of a folder or file, lines on what was left out of it, and the masks beside them.
+
+    Other folders and files that were named, `apart`, are no part of a folder that they lie in.
+    """
     if not item.is_dir():
         return [item], (), {}
     opposite = ANOMALOUS if verdict == NORMAL else NORMAL
     kept, masks = [], []
+    whole = os.path.abspath(item)
+    inside = [other for other in map(os.path.abspath, apart) if Path(other).is_relative_to(whole)]
     for file in list_images(item, recursive=True):
+        if any(Path(os.path.abspath(file)).is_relative_to(other) for other in inside):
+            continue
         names = file.relative_to(item).parts[:-1]
         said = frozenset().union(*map(meanings, names))
         if MASK in said or file in named_masks:

@@ -66,7 +66,7 @@ _SAYS_NOTHING = """
     part piece image img picture pic photo frame sample data dataset set folder dir directory file
     unit item product object example crop tile teil bild bilder daten stuck stueck objekt aufnahme
     foto imagen imagenes immagine immagini pezzo pezzi pieza peca imagens goods
-    all only new old final raw original orig type kind public
+    all only more extra new old final raw original orig type kind public
     camera cam kamera line linie batch lot charge los station machine maschine run session series
     serie shift schicht day tag week woche month date view side left right top bottom front back
     inner outer center middle upper lower links rechts oben unten vorne hinten north south east west

@@ -27,7 +27,7 @@ from .scenario import GOOD, Scenario, hold_out
 from .verdicts import Found, read_by_names
 from .visa import is_visa_object, open_visa, visa_objects
 
-OWN_LICENCE = "the licence of the images in that folder"
+OWN_LICENCE = "licence: that of its images"
 
 
 def open_folder(

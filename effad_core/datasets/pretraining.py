@@ -299,7 +299,7 @@ def open_pretraining(
     return PretrainingImages(
         _readable(list_images(folder, recursive=True), f"the folder {source}"),
         f"the folder {Path(os.path.abspath(folder)).name}",
-        "the licence of the images in that folder",
+        "licence: that of its images",
         cache_megabytes,
     )
 

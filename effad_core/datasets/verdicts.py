@@ -235,13 +235,15 @@ def _check_that_names_say_nothing(root: Path, images: Sequence[Path]) -> None:
             below_of[folder.parent].add(folder.name)
     for parent, names in sorted(below_of.items()):
         apart = {unknown_words(name) for name in names}
-        if any(image.parent == parent for image in images):
+        direct = any(image.parent == parent for image in images)
+        if direct:
             apart.add(())  # images beside the folders are a group of their own
         if len(apart) > 1 or {plain(name) for name in names} in map(set, PAIRS):
             shown = ", ".join(sorted(names)[:5])
             raise DataError(
-                f"{parent} holds images in the folders {shown}, whose names do not say whether all "
-                f"show good parts: if they do, use `effad train --normal {root}`, else {SETTLE}."
+                f"{parent} holds images {'beside' if direct else 'in'} the folders {shown}, whose "
+                f"names do not say whether all show good parts: if they do, use `effad train "
+                f"--normal {root}`, else {SETTLE}."
             )
     bad = [image for image in images if _says_bad(image.stem)]
     if bad and len(bad) < len(images):

@@ -362,14 +362,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Judge images: predictions.csv and overlays.",
         epilog="example: effad predict detector.safetensors path/to/images --output verdicts",
     )
-    parser.add_argument("detector", type=as_path, help="a detector.safetensors")
+    parser.add_argument(
+        "detector", type=as_path, help="a detector.safetensors, or its run's folder"
+    )
     parser.add_argument("images", help="a folder of images, or one image")
-    parser.add_argument("--output", type=as_path, default=Path("build/inspection"))
+    parser.add_argument(
+        "--output",
+        type=as_path,
+        default=Path("build/inspection"),
+        help="build/inspection without it; what an earlier call wrote there is replaced",
+    )
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
     parser.add_argument("--masks", action="store_true", help="write the anomalous pixels as PNG")
     parser.add_argument("--boxes", action="store_true", help="write rectangles around them as JSON")
     parser.add_argument(
-        "--fail-on-anomaly", action="store_true", help="exit with 3 if any image is anomalous"
+        "--fail-on-anomaly",
+        action="store_true",
+        help="exit with 3 if any image is anomalous (with 1 if one cannot be read)",
     )
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)

@@ -7,6 +7,8 @@ Notebook 10 goes the same way by hand.
 """
 
 import argparse
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,19 +20,21 @@ from effad_core.acceleration.precision import PRECISIONS, describe_precision
 from effad_core.datasets import Sample, Scenario, open_pretraining, open_scenario
 from effad_core.datasets.checks import check_images
 from effad_core.datasets.chosen import add_options, given
+from effad_core.datasets.folder_names import UNKNOWN, meanings
 from effad_core.datasets.layouts import good_images
 from effad_core.deployment.inspection import fit_thresholds
 from effad_core.deployment.onnx import export
-from effad_core.detector import EfficientAD
+from effad_core.detector import DETECTOR, EfficientAD
 from effad_core.errors import DataError, RunError
 from effad_core.metrics import image_auroc
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.files import as_path, check_file, check_folder
 from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
-from effad_core.training import DETECTOR, train
+from effad_core.training import train
 
 RATE = 0.05
 GUARANTEES = ("confident", "average")
+GUARANTEE_HELP = "the rate is kept with 95 %% confidence, or on average (fewer images needed)"
 
 
 def feasible_rate(count: int, rate: float, guarantee: str) -> float:
@@ -101,16 +105,16 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
         help="a folder of good images, or with folders of good and bad ones, or a scenario's name",
     )
     add_options(parser)
-    parser.add_argument("--profile", default="laptop", choices=PROFILES)
+    parser.add_argument("--profile", default="laptop", choices=PROFILES, help="laptop without it")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
-    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident")
+    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
     parser.add_argument("--run-dir", type=as_path, help="build/runs/NAME-... without it")
     parser.add_argument("--teacher", help="a teacher's file; the shipped one without it")
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help=DEVICE_HELP)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     if (args.images is None) != bool(given(args)):
         parser.error("give either a folder or a scenario's name, or --normal and what goes with it")
     start = time.perf_counter()
@@ -119,9 +123,8 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
         images_needed(args.rate, guarantee=args.guarantee)  # refuses what is no rate
         scenario = open_scenario(args.images, **given(args))
         print(scenario.summary(), flush=True)
-        run_dir = args.run_dir or Path(
-            f"build/runs/{scenario.name}-{args.profile}-{args.size}-seed{args.seed}"
-        )
+        own = f"{_run_name(args.images, scenario.name)}-{args.profile}-{args.size}"
+        run_dir = args.run_dir or Path(f"build/runs/{own}-seed{args.seed}")
         check_folder(run_dir, "--run-dir")
         check_images(scenario.test)  # `train` looks at the others, `summary` reads these
         held, needed = len(scenario.validation), images_needed(args.rate, guarantee=args.guarantee)
@@ -129,7 +132,8 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
             print(
                 f"the {held} images held out are too few for a rate of {args.rate:g}, which needs "
                 f"{needed}: it will be the lowest rate that they support, "
-                f"{feasible_rate(held, args.rate, args.guarantee):.2%}",
+                f"{feasible_rate(held, args.rate, args.guarantee):.2%} (put {needed} good images "
+                "that are not trained on into validation/good for the rate that you asked for)",
                 flush=True,
             )
         detector, points = train_folder(
@@ -147,7 +151,14 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
         print(summary(detector, scenario, points))
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes")
     print(f"\nthe detector: {run_dir / DETECTOR}")
-    print(f"next: effad predict {run_dir / DETECTOR} path/to/new/images")
+    print(f"next: effad predict {shlex.quote(str(run_dir / DETECTOR))} path/to/new/images")
+
+
+def _run_name(source: str | None, name: str) -> str:
+    """The scenario's name; for a folder called like "good" or "train", its parent's name too."""
+    if source is None or not meanings(name) - {UNKNOWN}:
+        return name
+    return f"{Path(os.path.abspath(os.path.expanduser(source))).parent.name}-{name}"
 
 
 def summary(detector: EfficientAD, scenario: Scenario, points: Sequence[OperatingPoint]) -> str:
@@ -189,14 +200,14 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("detector", type=as_path, help="a detector.safetensors; it is replaced")
     parser.add_argument("images", nargs="?", help="a folder of good images not trained on")
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
-    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident")
+    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
     parser.add_argument("--value", type=float, help="a threshold of scores, chosen by hand")
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="compute in it from now on; its own without it"
     )
     parser.add_argument("--output", type=as_path, help="write this file instead of replacing it")
     parser.add_argument("--device", help=DEVICE_HELP)
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     if (args.images is None) == (args.value is None):
         parser.error("give either a folder of good images or --value")
     with friendly_errors("nothing was changed"):
@@ -207,10 +218,20 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
             detector.threshold = args.value
         else:
             samples = [Sample(path, 0, "good") for path in good_images(args.images)]
+            count, needed = len(samples), images_needed(args.rate, guarantee=args.guarantee)
+            if count < needed:
+                lowest = feasible_rate(count, args.rate, args.guarantee)
+                raise ValueError(
+                    f"{count} good images are too few for a rate of {args.rate:g}, which needs "
+                    f"{needed}: give more of them, or --rate {lowest:.4g}"
+                )
             fit_thresholds(detector, samples, args.rate, guarantee=args.guarantee)
         detector.save(args.output or args.detector)
-        for point in (detector.operating_point, detector.pixel_operating_point):
-            print(point or "no pixel threshold")
+        print(f"images: {detector.operating_point}")
+        print(f"pixels: {detector.pixel_operating_point or 'no threshold'}")
+        if args.images is not None:
+            print("this holds if the detector was trained on none of these images")
+        print(f"written to {args.output or args.detector}")
 
 
 def export_main(arguments: Sequence[str] | None = None) -> None:

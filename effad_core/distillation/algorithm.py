@@ -307,3 +307,4 @@ def _run(args: argparse.Namespace) -> None:
         )  # fmt: skip
         if distributed.is_first():
             print(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            print(f"the teacher: {args.run_dir / TEACHER}")

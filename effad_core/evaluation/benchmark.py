@@ -35,7 +35,7 @@ from effad_core.datasets import (
 from effad_core.datasets.checks import check_scenario
 from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.published import namesake_warning, published
-from effad_core.detector import EfficientAD
+from effad_core.detector import DETECTOR, EfficientAD
 from effad_core.errors import DataError, RunError
 from effad_core.evaluation.scores import METRICS, evaluate, map_paths
 from effad_core.evaluation.tables import COLUMNS, Metrics, headline, tables
@@ -44,7 +44,7 @@ from effad_core.storage.digests import digest, inventory
 from effad_core.storage.files import as_path, check_file, check_folder, remove_parts, write_text
 from effad_core.storage.runs import alone
 from effad_core.storage.weights import fingerprint
-from effad_core.training import DETECTOR, train
+from effad_core.training import train
 
 import torch
 
@@ -263,7 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     if failed:
         lines = [f"  {run}: {reason}" for run, reason in failed.items()]
-        sys.exit("\n".join([f"{len(failed)} of the runs FAILED:", *lines]))
+        print("\n".join([f"{len(failed)} of the runs FAILED:", *lines]), file=sys.stderr)
+        sys.exit(1)
 
 
 def _run(args: argparse.Namespace) -> dict[str, str]:

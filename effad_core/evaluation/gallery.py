@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 from effad_core.acceleration.devices import DEVICE_HELP
@@ -30,8 +30,7 @@ from effad_core.evaluation.examples import (
     survey,
 )
 from effad_core.figures import map_panel
-from effad_core.storage.files import as_path, write_text
-from effad_core.training import DETECTOR
+from effad_core.storage.files import as_path, check_file, write_text
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -198,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help=DEVICE_HELP)
     options = parser.parse_args(arguments)
     try:
+        check_file(options.output, "--output")
         surveys = [_survey_named(pair, options.device) for pair in options.detectors]
         picture = overview_picture(surveys, colour_limits(surveys))
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -213,6 +213,7 @@ def _survey_named(pair: str, device: str | None) -> Survey:
     source, _, path = pair.partition("=")
     if not source or not path:
         raise ValueError(f"'{pair}' is not of the form SCENARIO=DETECTOR")
-    file = as_path(path)
-    file = file / DETECTOR if file.is_dir() else file
-    return survey(prepare(EfficientAD.load(file, device), device), open_scenario(source))
+    detector = EfficientAD.load(path, device)
+    found = survey(prepare(detector, device), open_scenario(source))
+    point = detector.operating_point  # the verdicts are those of `effad predict`
+    return found if point is None else replace(found, point=point)

@@ -484,7 +484,7 @@ def test_the_command(tmp_path):
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     archive = pack(tmp_path / "a.tar", BOTTLE)
-    assert main([str(archive), str(tmp_path / "new"), "--sha256", "0" * 64]) == 1
+    assert main([str(archive), str(tmp_path / "new"), "--sha256", "0" * 64]) == 2
     output = capsys.readouterr()
     assert output.out == "" and output.err.count("\n") == 1 and "not 0000" in output.err
     assert not (tmp_path / "new").exists()

@@ -163,3 +163,12 @@ def test_options():
         "masks": ["e"],
     }
     assert given(parser.parse_args([])) == {}
+
+
+def test_a_folder_that_is_named_apart_is_no_part_of_the_one_around_it(tmp_path):
+    draw(tmp_path, *(f"part/{n}.png" for n in range(4)), "part/returned/0.png")
+    draw(tmp_path, "part/m/0_mask.png", value=255)
+    part = tmp_path / "part"
+    scenario = open_scenario(normal=part, anomalous=part / "returned", masks=part / "m")
+    assert {s.path.parent.name for s in (*scenario.train, *scenario.validation)} == {"part"}
+    assert kinds(scenario) == [("returned", "returned", 1)]
