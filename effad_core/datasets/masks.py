@@ -1,7 +1,7 @@
 """Which mask belongs to which image: masks beside their images, and masks in folders of their own.
 
 0001.png beside 0001_mask.png, 0001_GT.png or mask_0001.png; masks/0001.png or masks/0001_mask.png
-for bad/0001.png; masks/0001/*.png where one image has several.
+for bad/0001.png; masks/0001/0.png, 1.png and so on where one image has several.
 """
 
 from collections import defaultdict
