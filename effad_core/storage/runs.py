@@ -81,9 +81,9 @@ class Run:
     """Log, configuration and checkpoint of one training, in `folder` (or nowhere, if None).
 
     A context manager: inside its block no other run may use the folder, and Ctrl-C lets the
-    iteration in progress end and be saved (a second Ctrl-C does not). Where the signal is ignored, as
-    under `nohup`, or has another handler, that stays so: then kill the process, which loses no more
-    than the iterations since the last checkpoint.
+    iteration in progress end and be saved (a second Ctrl-C does not). Where the signal is ignored,
+    as under `nohup`, or has another handler, that stays so: then kill the process, which loses no
+    more than the iterations since the last checkpoint.
 
     Args:
         folder: created if it does not exist.
