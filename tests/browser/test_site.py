@@ -62,7 +62,7 @@ def test_navigation(page, take):
     expect(page.get_by_role("heading", level=1)).to_contain_text("03")
     page.locator(".related-pages .next-page").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("04")
-    page.locator(".sidebar-tree").get_by_role("link", name="The module").click()
+    page.locator(".sidebar-tree").get_by_role("link", name="The package").click()
     page.locator("article").get_by_role("link", name="effad_core.losses").click()
     expect(page.locator("dt[id='effad_core.losses.hard_feature_loss']")).to_be_visible()
     take(page, "site-module")
