@@ -30,11 +30,7 @@ from effad_core.training import TeacherFeatures, autoencoder_loss, loss_terms
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    FakeTensor,
-    FakeTensorDeviceMismatchError,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 GPU = torch.device("cuda", 1)
 
@@ -233,7 +229,7 @@ def detector():
 
 def test_fake_tensors_of_two_devices_are_refused(fake):
     """Or the tests below could not fail."""
-    with pytest.raises(FakeTensorDeviceMismatchError):
+    with pytest.raises((RuntimeError, TypeError), match="(?i)device"):
         fake_pixels(1).float() + torch.ones(1, 3, 1, 1)
 
 

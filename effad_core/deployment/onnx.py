@@ -12,6 +12,8 @@ Notebook 10 ends with a predictor of ten lines that needs onnxruntime, numpy and
 import errno
 import json
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -82,16 +84,17 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             part = Path(folder) / path.name
-            program = torch.onnx.export(
-                module,
-                (example,),
-                input_names=["image"],
-                output_names=["map", "score"],
-                dynamic_shapes={"image": {0: torch.export.Dim.DYNAMIC}},
-                opset_version=OPSET,
-                dynamo=True,
-                verbose=False,
-            )
+            with redirect_stdout(sys.stderr):  # what the exporter says is no output of ours
+                program = torch.onnx.export(
+                    module,
+                    (example,),
+                    input_names=["image"],
+                    output_names=["map", "score"],
+                    dynamic_shapes={"image": {0: torch.export.Dim.DYNAMIC}},
+                    opset_version=OPSET,
+                    dynamo=True,
+                    verbose=False,
+                )
             program.save(part, external_data=False)
             model = onnx.load(part)
             _forget_the_machine(model)

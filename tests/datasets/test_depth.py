@@ -298,7 +298,7 @@ def test_a_detector_keeps_its_white(narrow, tmp_path, pretraining):
         train(finished, scenario, SHORT, pretraining, tmp_path / "run" / root.parent.name)
         assert finished.full_scale == loaded.full_scale
     assert found[twelve] == found[eight]
-    array = np.asarray(Image.open(twelve / "test/spot/0.png"))
+    array = np.asarray(Image.open(twelve / "test/spot/0.png")).astype(np.uint16)
     detector = EfficientAD.load(tmp_path / "twelve/d.safetensors")
     for item in (array, array[..., None], np.dstack([array] * 3), Image.fromarray(array)):
         assert detector.predict(item).score == found[twelve][-1]
