@@ -21,6 +21,9 @@ def test_scores_and_maps_are_those_of_predict(narrow, drawn, batch_size):
     result = evaluate(ad, samples, batch_size=batch_size, keep_maps=True)
     assert result.labels.tolist() == [0, 1, 0] and result.samples == tuple(samples)
     single = [ad.predict(path) for path in drawn[:3]]
+    for name, attribute in (("student-teacher", "st_score"), ("autoencoder", "ae_score")):
+        expected = [getattr(one, attribute) for one in single]
+        np.testing.assert_allclose(result.scores[name], expected, rtol=1e-4)
     expected = [p.score for p in single]
     np.testing.assert_allclose(result.scores["combined"], expected, rtol=1e-5)
     assert len(set(expected)) == 3
