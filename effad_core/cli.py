@@ -72,13 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"effad has no command {name!r}: {hint}", file=sys.stderr)
         sys.exit(2)
     module, function = COMMANDS[name][0].split(":")
-    try:
-        sys.exit(getattr(import_module(f"effad_core.{module}"), function)(rest))
-    except SystemExit as end:
-        if not isinstance(end.code, str):
-            raise
-        print(end.code, file=sys.stderr)
-        sys.exit(2)  # wrong use or input
+    sys.exit(getattr(import_module(f"effad_core.{module}"), function)(rest))
 
 
 def own_version() -> str:

@@ -1,6 +1,9 @@
-"""The two errors of bad input, the sentence on a missing package, text that terminals can show."""
+"""The two errors of bad input, and how commands and messages show them."""
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -38,3 +41,20 @@ class DataError(ValueError):
 
 class RunError(ValueError):
     """A run's folder or one of its files cannot be used; the message names it and the remedy."""
+
+
+@contextmanager
+def command_errors(interrupted: str = "the same command goes on from here") -> Iterator[None]:
+    """Print errors of input and files as one message and exit with 2; exit with 130 on Ctrl-C.
+
+    Args:
+        interrupted: what holds after Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nInterrupted: {interrupted}.", file=sys.stderr)
+        sys.exit(130)
+    except (DataError, RunError, ValueError, OSError) as error:
+        print(printable(str(error)), file=sys.stderr)
+        sys.exit(2)

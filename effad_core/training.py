@@ -102,8 +102,7 @@ def train(
         raise ValueError(
             f"the scenario {scenario.name} has no validation images, from which the quantiles come"
         )
-    for _ in validation_images.batches(8):  # an unreadable one is named now, not after training
-        pass
+    _check_variation(scenario.name, validation_images)
     found = inventory(sample.path for sample in (*scenario.train, *scenario.validation))
     count = len(training_images)
     images = {"training": found[:count], "validation": found[count:]}
@@ -162,7 +161,6 @@ def train(
             detector, training_images, precision, schedule.cache_megabytes
         )
         teacher_features.find_statistics()  # Algorithm 1, lines 3-10
-        _check_variation(scenario.name, validation_images)
 
         def draw(step: int) -> tuple[int, list[int], Tensor]:
             """All that chance decides in a step: a seed for dropout, and the images.
@@ -249,12 +247,14 @@ def train(
 
 
 def _check_variation(name: str, images: ResizedImages) -> None:
-    """Refuse validation images that are all of one colour: their maps have no quantiles.
+    """Read all validation images before the training, not after it.
 
     Raises:
-        ValueError: then, and before the training, not after it.
+        DataError: for one that cannot be read.
+        ValueError: if each is of one colour, for then their maps have no quantiles.
     """
-    if not any(low < high for image in images for low, high in image.getextrema()):
+    extremes = [pair for image in images for pair in image.getextrema()]
+    if all(low == high for low, high in extremes):
         raise ValueError(
             f"each validation image of {name} is of one colour, such as {images.samples[0].path}: "
             "the quantiles need images with content"

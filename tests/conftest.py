@@ -110,3 +110,18 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EFFAD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Calls a command that must refuse its input, with exit code 2; returns its one message."""
+
+    def call(main, *arguments) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        assert stop.value.code == 2, printed
+        return printed.err.rstrip("\n").split("\n")[-1]
+
+    return call

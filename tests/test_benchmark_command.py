@@ -63,7 +63,7 @@ def run(narrow, monkeypatch, tmp_path, capsys):
         assert bool(code) == fails, code
         content = json.loads(output.read_text()) if output.exists() else None
         printed = capsys.readouterr()
-        return printed.out, content, printed.err if code == 1 else code
+        return printed.out, content, printed.err if code in (1, 2) else code
 
     return call
 
@@ -99,7 +99,7 @@ def test_a_scenario_of_named_folders(dataset, run, tmp_path):
     metrics = content["scenarios"]["bolt"]["seeds"]["0"]
     assert set(metrics) == {"all", "spot"}
     assert metrics == run(part, "--seeds", 0)[1]["scenarios"]["bolt"]["seeds"]["0"]
-    assert run(fails=True)[2] == 2  # neither
+    assert "give scenario names" in run(fails=True)[2]  # neither
 
 
 def test_other_test_images_or_a_damaged_file_are_evaluated_again(dataset, run, tmp_path):
@@ -286,7 +286,8 @@ def test_an_output_that_cannot_be_written_is_said_at_once(
     options = [str(word) for pair in places.items() for word in pair]
     with pytest.raises(SystemExit) as stop:
         benchmark.main([str(dataset / "bolt"), "--profile", "smoke", "--seeds", "0", *options])
-    said = capsys.readouterr().err if stop.value.code == 1 else stop.value.code
+    assert stop.value.code == (1 if option == "--runs" else 2)  # what is of a run is in the table
+    said = capsys.readouterr().err
     assert str(places[option]) in said and f"or choose another {option}" in said
     assert "cannot be written: Not a directory; check the folder" in said
 
@@ -411,7 +412,7 @@ def test_a_short_schedule_has_its_own_runs(dataset, run, tmp_path):
                                    ("--iterations", "many")])  # fmt: skip
 def test_a_schedule_that_cannot_be(dataset, run, wrong):
     _, content, code = run(dataset, *wrong, fails=True)
-    assert code == 2 and content is None
+    assert "usage: effad benchmark" in code and content is None
 
 
 def test_a_teacher_that_is_none_is_one_sentence(dataset, run, drawn, narrow, tmp_path):
@@ -424,7 +425,7 @@ def test_a_teacher_that_is_none_is_one_sentence(dataset, run, drawn, narrow, tmp
         (tmp_path / "wide.safetensors", "is of another architecture"),
     ):
         _, content, code = run(dataset, "--teacher", path, fails=True)
-        assert content is None and text in code and str(path) in code and "\n" not in code
+        assert content is None and text in code and str(path) in code and code.count("\n") == 1
 
 
 def seeds(*areas, **groups):

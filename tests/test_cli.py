@@ -98,7 +98,7 @@ def test_from_a_folder_of_good_images_to_verdicts(small, drawn, tmp_path, capsys
     assert f"the detector: {file}" in text and "too few for a rate of 0.05" in text
     detector = EfficientAD.load(file)
     assert str(detector.operating_point) in text and str(detector.pixel_operating_point) in text
-    assert "no test images of both kinds: nothing was measured" in text
+    assert "no AU-ROC: it needs normal and anomalous test images" in text
 
     detector.threshold = detector.pixel_threshold = -100.0  # everything is anomalous
     detector.save("all.safetensors")
@@ -154,12 +154,12 @@ def test_bad_parts_and_thumbnails_are_never_trained_on(small, drawn, tmp_path, c
     options = ("--profile", "smoke", "--device", "cpu", "--run-dir", tmp_path / "run")
     code, text, error = run(capsys, "train", part, *options)
     assert code == 0, error
-    assert "good: pass; anomalous: fail" in text and "trained on 4 good images, 1 others" in text
+    assert "good: pass; anomalous: fail" in text and "trained on 4 good images, 1 held out" in text
     assert "left out: 2 files in @eaDir: thumbnails of a Synology NAS" in text
     named = ("--normal", part / "pass", "--anomalous", part / "fail")
     code, again, error = run(capsys, "train", *named, *options)
     assert code == 0, error
-    assert "trained on 4 good images, 1 others" in again and f"normal: {part / 'pass'}" in again
+    assert "trained on 4 good images, 1 held out" in again and f"normal: {part / 'pass'}" in again
     assert run(capsys, "train", part, *named, *options)[0] == 2
     assert run(capsys, "train", *options)[0] == 2
     detector = tmp_path / "run" / "detector.safetensors"

@@ -354,13 +354,13 @@ def test_the_command_on_a_folder_and_a_scenario(files, command):
     assert code == 0 and "on 1 image (" in text
 
 
-def test_what_the_command_cannot_read_is_one_sentence(files, command):
-    code, text = command(files / "absent", "--teacher", files / "good.safetensors")
-    assert "absent' is neither a scenario (solar-mono" in code and text == ""
-    code, _ = command(files / "images", "--teacher", files / "absent.safetensors")
-    assert "there is no teacher" in code and "absent.safetensors" in code
-    code, _ = command(files / "images", "--teacher", files / "images" / "a.png")
-    assert "a.png is not a whole safetensors file" in code
+def test_what_the_command_cannot_read_is_one_sentence(files, refusal):
+    said = refusal(main, files / "absent", "--teacher", files / "good.safetensors")
+    assert "absent' is neither a scenario (solar-mono" in said
+    said = refusal(main, files / "images", "--teacher", files / "absent.safetensors")
+    assert "there is no teacher" in said and "absent.safetensors" in said
+    said = refusal(main, files / "images", "--teacher", files / "images" / "a.png")
+    assert "a.png is not a whole safetensors file" in said
 
 
 def test_it_runs_as_a_module(tmp_path):

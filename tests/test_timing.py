@@ -85,13 +85,12 @@ def test_the_table_and_the_paper(clocked):
     assert paper.split()[2:] == ["2.2", "614", "8", "76", "100"]
 
 
-def test_the_command(narrow, tmp_path, capsys):
+def test_the_command(narrow, tmp_path, capsys, refusal):
     path = tmp_path / "x.safetensors"
     narrow().save(path)
     brief = ["--runs", "1", "--warm-up", "0", "--batch-size", "2", "--precision", "float32"]
     main([str(path), *brief])
     assert "EfficientAD-S, float32" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"absent.safetensors does not exist"):
-        main([str(tmp_path / "absent.safetensors")])
-    with pytest.raises(SystemExit, match="not 'int4'"):
-        main([str(path), "--precision", "int4"])
+    absent = tmp_path / "absent.safetensors"
+    assert "absent.safetensors does not exist" in refusal(main, absent)
+    assert "not 'int4'" in refusal(main, path, "--precision", "int4")

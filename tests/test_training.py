@@ -530,6 +530,10 @@ def test_two_training_images_are_enough(narrow, tmp_path, drawn, pretraining):
 def test_constant_images(narrow, tmp_path, pretraining):
     images = [Image.new("RGB", (260, 256), (90, 120, 30))] * 3
     scenario = open_scenario(scenario_of(tmp_path / "flat", images))
+    with pytest.raises(ValueError, match="each validation image of flat is of one colour"):
+        train(narrow(), scenario, TWO, pretraining)
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    Image.fromarray(noise).save(scenario.validation[0].path)
     with pytest.raises(ValueError, match=r"8 of 8 channels never vary .* not all one colour"):
         train(narrow(), scenario, TWO, pretraining)
 

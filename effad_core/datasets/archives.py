@@ -14,14 +14,13 @@ import os
 import re
 import shutil
 import struct
-import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from effad_core.errors import DataError, printable
+from effad_core.errors import DataError, command_errors, printable
 from effad_core.storage.files import as_path, one_line
 
 from tqdm.auto import tqdm
@@ -182,8 +181,8 @@ def _plain(members: Iterable[tarfile.TarInfo]) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(
         prog="effad unpack",
         description="Unpack the archive of a dataset that you have downloaded.",
@@ -193,14 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", help="what to create, for example data/mvtec_ad")
     parser.add_argument("--sha256", help="checksum that the archive must have")
     options = parser.parse_args(arguments)
-    try:
+    with command_errors("nothing was unpacked"):
         folder = unpack(options.archive, options.folder, options.sha256)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("Interrupted: nothing was unpacked.", file=sys.stderr)
-        return 130
     print(printable(f"unpacked {options.archive} into {folder}"))
     for root in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         try:
@@ -209,6 +202,5 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         print(printable(f"{dataset_name(root)}: {', '.join(path.name for path in found)}"))
         print(printable(f'open one with open_scenario("{found[0].as_posix()}")'))
-        return 0
+        return
     print("no scenario found in it: see data/README.md for the layouts")
-    return 0

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from effad_core.errors import DataError
+from effad_core.storage.files import as_path
 
 from .folder_names import ANOMALOUS, MASK, NORMAL, UNKNOWN, meanings
 from .ignored import below, ignored_files
@@ -78,7 +79,8 @@ def read_chosen(chosen: Mapping[str, Paths | None]) -> tuple[str, Found]:
         raise DataError(
             f"{alone[0]} and the other masks fit no anomalous image: call each like its image."
         )
-    ignored += tuple(f"{len(alone)} masks: no anomalous image has these" for _ in alone[:1])
+    if alone:
+        ignored += (f"{len(alone)} masks: no anomalous image has these",)
     test, kinds = good_samples(images["normal_test"]), {}
     for image in images["anomalous"]:
         kinds.setdefault(_kind(folders[image]), []).append(image)
@@ -123,7 +125,7 @@ def read_file(folder: Path) -> Found:
         values = value if isinstance(value, list) else [value]
         if not values or not all(isinstance(one, str) and one for one in values):
             raise DataError(f"{path} has a {key} that is no path: write {key} = {GOOD!r}.")
-        content[key] = [folder / os.path.expanduser(one) for one in values]
+        content[key] = [folder / as_path(one) for one in values]
     if "normal" not in content:
         raise DataError(f"{path} names no normal images: add a line such as normal = {GOOD!r}.")
     try:
@@ -158,7 +160,7 @@ def _items(key: str, paths: Paths | None) -> list[Path]:
     if paths is None:
         return []
     several = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    items = [Path(os.path.expanduser(path)) for path in several]
+    items = [as_path(path) for path in several]
     for item in items:
         if problem := missing(item):
             raise DataError(f"{item}, named as {key}, {problem}: name an existing folder or file.")

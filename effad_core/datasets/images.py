@@ -175,13 +175,13 @@ def skipped_files(folder: str | os.PathLike, recursive: bool = False) -> dict[Pa
         folders[:] = [f for f in folders if recursive and not f.startswith(".")]
         for path in (Path(parent, name) for name in names):
             if path not in taken:
-                skipped[path] = _why_skipped(path)
+                skipped[path] = _why_skipped(path, folder)
     return dict(sorted(skipped.items(), key=lambda item: item[0].relative_to(folder).as_posix()))
 
 
-def _why_skipped(path: Path) -> str:
-    if path.name.startswith("."):
-        return "hidden"
+def _why_skipped(path: Path, folder: Path) -> str:
+    if reason := next(filter(None, map(system_reason, path.relative_to(folder).parts)), None):
+        return reason
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
         return "left out"

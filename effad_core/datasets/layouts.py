@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from effad_core.errors import DataError
+from effad_core.storage.files import as_path
 
 from .chosen import FILE, Paths, read_chosen, read_file
 from .folder_names import ANOMALOUS, NORMAL, TEST, TRAIN, VALIDATION, meanings
@@ -27,7 +28,7 @@ from .scenario import GOOD, Scenario, hold_out
 from .verdicts import Found, read_by_names
 from .visa import is_visa_object, open_visa, visa_objects
 
-OWN_LICENCE = "licence: that of its images"
+OWN_LICENCE = "licence unknown"
 
 
 def open_folder(
@@ -50,7 +51,7 @@ def open_folder(
             images show good parts, images lie deeper than a layout has them, two of them share a
             mask, or scenario.toml, defects_config.json or VisA's table cannot be used.
     """
-    path = Path(os.path.expanduser(path))
+    path = as_path(path)
     _check_folder(path)
     if os.path.lexists(path / FILE):
         found = read_file(path)
@@ -99,7 +100,7 @@ def list_scenarios(root: str | os.PathLike) -> list[Path]:
     Raises:
         DataError: if there is none.
     """
-    root = Path(os.path.expanduser(root))
+    root = as_path(root)
     _check_folder(root)
     whole = Path(os.path.abspath(root))  # "." has no name
     if _is_scenario(root) or (is_visa_object(root) and whole.name in visa_objects(whole.parent)):
@@ -114,7 +115,7 @@ def list_scenarios(root: str | os.PathLike) -> list[Path]:
 
 def is_plain_folder(path: str | os.PathLike) -> bool:
     """Whether a folder is none of a benchmark's, so that its folders' names decide."""
-    path = Path(os.path.expanduser(path))
+    path = as_path(path)
     layout = os.path.lexists(path / FILE) or train_good(path) or is_visa_object(path)
     return os.path.isdir(path) and not layout
 
@@ -126,7 +127,7 @@ def good_images(path: str | os.PathLike) -> list[Path]:
         DataError: if there is none, the folder holds a scenario or several, or it cannot be told
             which images show good parts.
     """
-    path = Path(os.path.expanduser(path))
+    path = as_path(path)
     _check_folder(path)
     if not is_plain_folder(path):
         raise DataError(

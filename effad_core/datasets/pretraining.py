@@ -299,7 +299,7 @@ def open_pretraining(
     return PretrainingImages(
         _readable(list_images(folder, recursive=True), f"the folder {source}"),
         f"the folder {Path(os.path.abspath(folder)).name}",
-        "licence: that of its images",
+        "licence unknown",
         cache_megabytes,
     )
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from effad_core.errors import printable
+from effad_core.storage.files import as_path
 
 from .images import SUFFIXES
 from .layouts import list_scenarios
@@ -100,7 +101,7 @@ def dataset_name(root: str | os.PathLike) -> str:
     found = {published(path) for path in list_scenarios(root)}
     if len(found) == 1 and None not in found:
         return found.pop()
-    name = Path(os.path.abspath(os.path.expanduser(root))).name
+    name = Path(os.path.abspath(as_path(root))).name
     return f"the folder {name}" if name in IMAGES else name
 
 
@@ -114,7 +115,7 @@ def _compared(path: str | os.PathLike) -> tuple[str | None, tuple | None, tuple 
         The scenario's dataset, its numbers of images, and the folder's; three times None if no
         published scenario is called like the folder.
     """
-    path = Path(os.path.abspath(os.path.expanduser(path)))
+    path = Path(os.path.abspath(as_path(path)))
     for dataset, scenarios in IMAGES.items():
         if path.name in scenarios:
             return dataset, scenarios[path.name], _numbers(path)

@@ -38,6 +38,7 @@ from pathlib import Path
 
 from effad_core.errors import DataError
 from effad_core.storage import files
+from effad_core.storage.files import as_path
 from effad_core.storage.shipped import drawn_data
 from parts_tray.scene import SPLITS, defects_config, draw
 
@@ -71,7 +72,7 @@ def tray_folder(root: str | os.PathLike | None = None) -> Path:
     Raises:
         DataError: as `write_tray`.
     """
-    folder = (drawn_data() if root is None else Path(root).expanduser()) / "tray"
+    folder = (drawn_data() if root is None else as_path(root)) / "tray"
     if not _is_current(folder):
         with _drawing(folder):
             if not _is_current(folder):
@@ -100,7 +101,7 @@ def write_tray(
     Raises:
         DataError: if something else is in `folder` or it cannot be written.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = as_path(folder).absolute()
     with _drawing(folder):
         _replace(folder, seed, train, validation, test, workers)
 

@@ -105,7 +105,7 @@ def open_visa(path: Path, *, validation_fraction: float = 0.1, seed: int = 0) ->
         validation=validation,
         test=tuple(splits["test"]),
         source=f"{name} in the folder {root}, split by {SPLIT_FILE.as_posix()}",
-        licence="CC BY 4.0" if name in VISA else "licence: that of its images",
+        licence="CC BY 4.0" if name in VISA else "licence unknown",
     )
 
 

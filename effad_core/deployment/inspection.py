@@ -23,7 +23,7 @@ from effad_core.datasets import Sample, list_images
 from effad_core.datasets.images import skipped_files
 from effad_core.deployment.overlays import bounding_boxes, overlay
 from effad_core.detector import EfficientAD
-from effad_core.errors import DataError, RunError, printable
+from effad_core.errors import DataError, command_errors, printable
 from effad_core.prediction import Prediction, Predictor
 from effad_core.storage.files import as_path, write_text
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
@@ -143,7 +143,7 @@ class Inspection:
             lines.append(f"and {len(self.errors) - 5} more errors, all in the column error")
         if self.skipped:
             more = f" and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
-            lines.append(printable(f"no images: {', '.join(self.skipped[:3])}{more}"))
+            lines.append(printable(f"not taken as images: {', '.join(self.skipped[:3])}{more}"))
         if self.scale is not None:
             lines.append(f"colours of the overlays: 0 to {self.scale:.3g}, the same in every image")
         return "\n".join([*lines, printable(f"written to {self.folder}")])
@@ -180,8 +180,8 @@ def inspect_images(
     On request also masks/<image>.png, 255 where the map is above the pixel threshold, else 0, and
     boxes.json, which has for each image the rectangles around these pixels (`bounding_boxes`).
 
-    A call starts over: it deletes what an earlier one has written. An
-    interrupted call leaves the rows and overlays that it has written.
+    A call starts over: it deletes what an earlier one has written. An interrupted call leaves the
+    rows and overlays that it has written.
 
     Args:
         detector: trained. Without threshold or pixel threshold the columns that need it stay empty.
@@ -382,7 +382,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
-    try:
+    with command_errors(f"what was done is in {args.output}"):
         detector = EfficientAD.load(args.detector, args.device)
         if args.fail_on_anomaly and detector.threshold is None:
             raise ValueError("the detector has no threshold to fail by: find one, effad threshold")
@@ -390,12 +390,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             detector, args.images, args.output, not args.no_overlays,
             masks=args.masks, boxes=args.boxes,
         )  # fmt: skip
-    except (RunError, ValueError, OSError) as error:
-        print(printable(str(error)), file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\nInterrupted; what was done is in {args.output}.", file=sys.stderr)
-        sys.exit(130)
     print(inspection)
     if inspection.errors:
         sys.exit(1)

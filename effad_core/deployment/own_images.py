@@ -9,10 +9,8 @@ Notebook 10 goes the same way by hand.
 import argparse
 import os
 import shlex
-import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
@@ -25,7 +23,7 @@ from effad_core.datasets.layouts import good_images
 from effad_core.deployment.inspection import fit_thresholds
 from effad_core.deployment.onnx import export
 from effad_core.detector import DETECTOR, EfficientAD
-from effad_core.errors import DataError, RunError
+from effad_core.errors import command_errors
 from effad_core.metrics import image_auroc
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.files import as_path, check_file, check_folder
@@ -118,7 +116,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     if (args.images is None) != bool(given(args)):
         parser.error("give either a folder or a scenario's name, or --normal and what goes with it")
     start = time.perf_counter()
-    with friendly_errors("the same command goes on from here"):
+    with command_errors("the same command goes on from here"):
         device = choose_device(args.device)
         images_needed(args.rate, guarantee=args.guarantee)  # refuses what is no rate
         scenario = open_scenario(args.images, **given(args))
@@ -130,10 +128,10 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
         held, needed = len(scenario.validation), images_needed(args.rate, guarantee=args.guarantee)
         if held < needed:
             print(
-                f"the {held} images held out are too few for a rate of {args.rate:g}, which needs "
-                f"{needed}: it will be the lowest rate that they support, "
-                f"{feasible_rate(held, args.rate, args.guarantee):.2%} (put {needed} good images "
-                "that are not trained on into validation/good for the rate that you asked for)",
+                f"held out: {held}, too few for a rate of {args.rate:g}, which needs {needed}: the "
+                f"threshold will keep {feasible_rate(held, args.rate, args.guarantee):.2%}, the "
+                f"lowest rate that they support (put {needed} good images into validation/good for "
+                "the rate that you asked for)",
                 flush=True,
             )
         detector, points = train_folder(
@@ -158,7 +156,7 @@ def _run_name(source: str | None, name: str) -> str:
     """The scenario's name; for a folder called like "good" or "train", its parent's name too."""
     if source is None or not meanings(name) - {UNKNOWN}:
         return name
-    return f"{Path(os.path.abspath(os.path.expanduser(source))).parent.name}-{name}"
+    return f"{Path(os.path.abspath(as_path(source))).parent.name}-{name}"
 
 
 def summary(detector: EfficientAD, scenario: Scenario, points: Sequence[OperatingPoint]) -> str:
@@ -173,7 +171,7 @@ def summary(detector: EfficientAD, scenario: Scenario, points: Sequence[Operatin
     lines = [
         "",
         f"{scenario.name}: trained on {len(scenario.train)} good images, "
-        f"{len(scenario.validation)} others held out for quantiles and thresholds",
+        f"{len(scenario.validation)} held out for quantiles and thresholds",
         f"computed on {detector.device} in "
         f"{describe_precision(precision, detector.device, 'training', detector.size)}",
         *([f"white in 16-bit images: {detector.full_scale}"] if detector.full_scale else []),
@@ -186,7 +184,7 @@ def summary(detector: EfficientAD, scenario: Scenario, points: Sequence[Operatin
         area = image_auroc([sample.label for sample in scenario.test], scores)
         lines.append(f"image AU-ROC on {len(scenario.test)} test images: {area:.3f}")
     else:
-        lines.append("no test images of both kinds: nothing was measured, the promise stands alone")
+        lines.append("no AU-ROC: it needs normal and anomalous test images")
     return "\n".join(lines)
 
 
@@ -210,7 +208,7 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(arguments)
     if (args.images is None) == (args.value is None):
         parser.error("give either a folder of good images or --value")
-    with friendly_errors("nothing was changed"):
+    with command_errors("nothing was changed"):
         check_file(args.output or args.detector, "--output")
         detector = EfficientAD.load(args.detector, args.device)
         detector.precision = args.precision or detector.precision
@@ -244,23 +242,6 @@ def export_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("detector", type=as_path, help="a detector.safetensors")
     parser.add_argument("output", type=as_path, help="the .onnx file to write")
     args = parser.parse_args(arguments)
-    with friendly_errors("nothing was written"):
+    with command_errors("nothing was written"):
         export(EfficientAD.load(args.detector, "cpu"), args.output)
     print(f"written to {args.output}")
-
-
-@contextmanager
-def friendly_errors(interrupted: str) -> Iterator[None]:
-    """Print errors of input and files as one message and exit with 2; exit with 130 on Ctrl-C.
-
-    Args:
-        interrupted: what holds after Ctrl-C.
-    """
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"\nInterrupted: {interrupted}.", file=sys.stderr)
-        sys.exit(130)
-    except (DataError, RunError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)

@@ -7,7 +7,6 @@ Notebook 02 walks through it. The lines cited here are those of Algorithm 3 in t
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from effad_core.distillation.extractors import FeatureExtractor, open_extractor
 from effad_core.distillation.muon import KernelMuon
 from effad_core.distillation.pairs import Pairs
 from effad_core.distillation.schedule import DistillationSchedule
-from effad_core.errors import DataError, RunError
+from effad_core.errors import command_errors
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.schedule import PROFILES
 from effad_core.storage.files import as_path
@@ -270,14 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if (args.run_dir is None) == (args.measure is None):
         parser.error("give either --run-dir or --measure")
-
-    try:
+    with command_errors():
         _run(args)
-    except (DataError, RunError, ValueError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
 
 
 def _run(args: argparse.Namespace) -> None:

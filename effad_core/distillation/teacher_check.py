@@ -20,7 +20,7 @@ from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.layouts import good_images, is_plain_folder
 from effad_core.datasets.transforms import normalise, resize, to_tensor
 from effad_core.detector import EfficientAD
-from effad_core.errors import DataError, RunError
+from effad_core.errors import command_errors
 from effad_core.statistics import ChannelMoments, never_varies
 
 import numpy as np
@@ -334,7 +334,7 @@ def _open_images(source: str) -> Scenario | list[Path]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; exits with 1 if there is a finding, or something cannot be read."""
+    """The command; exits with 1 if there is a finding."""
     parser = argparse.ArgumentParser(
         prog="effad check-teacher",
         description=__doc__.splitlines()[0],
@@ -345,12 +345,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
-    try:
+    with command_errors("nothing was printed"):
         images = _open_images(args.images)
         report = teacher_report(
             EfficientAD(args.size).load_teacher(args.teacher), images, device=args.device
         )
-    except (DataError, RunError, ValueError) as error:
-        sys.exit(str(error))
     print(report)
     sys.exit(0 if report.ok else 1)

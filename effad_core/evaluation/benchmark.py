@@ -36,7 +36,7 @@ from effad_core.datasets.checks import check_scenario
 from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.published import namesake_warning, published
 from effad_core.detector import DETECTOR, EfficientAD
-from effad_core.errors import DataError, RunError
+from effad_core.errors import DataError, RunError, command_errors
 from effad_core.evaluation.scores import METRICS, evaluate, map_paths
 from effad_core.evaluation.tables import COLUMNS, Metrics, headline, tables
 from effad_core.schedule import PROFILES, Schedule
@@ -254,13 +254,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if not args.sources and not given(args):
         parser.error("give scenario names, folders, or --normal and what goes with it")
-    try:
+    with command_errors():
         failed = _run(args)
-    except (DataError, RunError, ValueError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        print("\nInterrupted; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
     if failed:
         lines = [f"  {run}: {reason}" for run, reason in failed.items()]
         print("\n".join([f"{len(failed)} of the runs FAILED:", *lines]), file=sys.stderr)

@@ -7,7 +7,6 @@ Which images are shown, and on which colour scale, follows from the rules in `ex
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -16,7 +15,7 @@ from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import open_scenario
 from effad_core.deployment.prepared import prepare
 from effad_core.detector import EfficientAD
-from effad_core.errors import DataError, RunError
+from effad_core.errors import command_errors
 from effad_core.evaluation.examples import (
     METHODS,
     Limits,
@@ -196,14 +195,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=as_path, required=True, help="the PNG to write")
     parser.add_argument("--device", help=DEVICE_HELP)
     options = parser.parse_args(arguments)
-    try:
+    with command_errors("nothing was written"):
         check_file(options.output, "--output")
         surveys = [_survey_named(pair, options.device) for pair in options.detectors]
         picture = overview_picture(surveys, colour_limits(surveys))
         options.output.parent.mkdir(parents=True, exist_ok=True)
         save(picture, options.output)
-    except (DataError, RunError, ValueError, OSError) as error:
-        sys.exit(str(error))
     for one in surveys:
         print(f"{one.name}: {one.point}")
     print(f"{options.output}: {picture.alt}")

@@ -26,7 +26,7 @@ from pathlib import Path
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.deployment.prepared import PreparedDetector, prepare
 from effad_core.detector import EfficientAD
-from effad_core.errors import RunError
+from effad_core.errors import command_errors
 from effad_core.evaluation.costs import METHODS, count, efficientad
 from effad_core.evaluation.tables import PAPER, layout
 
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, help="as many as runs without it")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     args = parser.parse_args(arguments)
-    try:
+    with command_errors("nothing was printed"):
         if args.detector:
             detectors = [EfficientAD.load(args.detector)]
         else:
@@ -215,8 +215,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             for detector in detectors
         ]  # fmt: skip
-    except (RunError, ValueError) as error:
-        sys.exit(str(error))
     print(table(timings))
 
 

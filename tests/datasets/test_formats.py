@@ -91,7 +91,7 @@ def test_what_is_skipped_has_a_reason(tmp_path, narrow):
     ]
     inspection = inspect_images(narrow(), tmp_path / "in", tmp_path / "out", overlays=False)
     assert inspection.images == 2 and len(inspection.skipped) == 4
-    assert "no images: .hidden.png (hidden), c.RAW (.raw is no" in str(inspection)
+    assert "not taken as images: .hidden.png (hidden), c.RAW (.raw is no" in str(inspection)
     assert "and 1 more" in str(inspection)
     alone = inspect_images(narrow(), tmp_path / "in/a.png", tmp_path / "out", overlays=False)
     assert alone.skipped == () and "no images" not in str(alone)

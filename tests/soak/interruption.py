@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import functools
 import importlib.util
+import io
 import json
 import os
 import random
@@ -238,17 +239,18 @@ def attempt(job: dict) -> dict:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     stop = Stop(job["stop"], job["at"])
-    end, message = "done", ""
+    end, message, errors = "done", "", io.StringIO()
     folder = Path(job["folder"])
     try:
         if not folder.exists():
             folder.mkdir(parents=True)
             start(job["task"], folder)
         stop.install()
-        globals()[job["task"]](folder, Path(job["images"]))
-    except SystemExit as error:
-        sentences = isinstance(error.code, str)
-        end, message = ("RunError", error.code) if sentences else ("KeyboardInterrupt", "")
+        with contextlib.redirect_stderr(errors):
+            globals()[job["task"]](folder, Path(job["images"]))
+    except SystemExit as error:  # of a command: 130 on Ctrl-C, else its message is printed
+        message = errors.getvalue().rstrip("\n").split("\n")[-1]
+        end = "KeyboardInterrupt" if error.code == 130 else "RunError"
     except BaseException as error:
         end, message = type(error).__name__, str(error)
     return {"end": end, "message": message, "points": stop.points}
