@@ -5,7 +5,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 
 from effad_core.acceleration.devices import choose_device
@@ -30,7 +30,7 @@ from effad_core.prediction import Predictor
 from effad_core.statistics import StreamQuantiles
 from effad_core.storage.files import as_path, one_line
 from effad_core.storage.shipped import shipped
-from effad_core.storage.teachers import load_teacher
+from effad_core.storage.teachers import read_teacher
 from effad_core.storage.weights import load_weights, read_tensors, write_tensors
 from effad_core.thresholds import OperatingPoint
 
@@ -55,7 +55,7 @@ class EfficientAD(nn.Module, Predictor):
         padding: pad the PDN (64x64 cells at 256 pixels) or not (56x56, as in the paper's results).
         image_size: images are resized to this before they enter; a side of a square, or
             (height, width), in pixels, at least 256 each and 4096 x 4096 together.
-        out_channels: channels of the teacher, 384 in the paper.
+        out_channels: channels of the teacher, 384 in the paper; `load_teacher` sets its teacher's.
 
     Attributes:
         teacher, student, autoencoder: T, S and A.
@@ -99,16 +99,20 @@ class EfficientAD(nn.Module, Predictor):
         if not _is_whole(out_channels) or not 0 < out_channels <= MAX_CHANNELS:
             raise ValueError(f"out_channels must be 1 to {MAX_CHANNELS}, not {out_channels!r}")
         self.size, self.padding, self.image_size = size, padding, checked_image_size(image_size)
-        self.out_channels = int(out_channels)
-        self.teacher = PatchDescriptionNetwork(size, out_channels, padding)
+        self._build(int(out_channels))
+        self._precision = "float32"
+        self.card: dict = {"teacher": "random"}
+
+    def _build(self, out_channels: int) -> None:
+        """Random networks with a teacher of so many channels, and nothing found on data."""
+        self.out_channels = out_channels
+        self.teacher = PatchDescriptionNetwork(self.size, out_channels, self.padding)
         self.teacher.requires_grad_(False)
         self.initialise_student()
         self.register_buffer("mu", torch.zeros(out_channels, 1, 1))
         self.register_buffer("sigma", torch.ones(out_channels, 1, 1))
         self.register_buffer("quantiles", torch.full((4,), torch.nan))
         self.operating_point = self.pixel_operating_point = None
-        self._precision = "float32"
-        self.card: dict = {"teacher": "random"}
         self.eval()
 
     @property
@@ -140,6 +144,9 @@ class EfficientAD(nn.Module, Predictor):
     def load_teacher(self, path: str | os.PathLike | None = None) -> "EfficientAD":
         """Load a distilled teacher; None takes the one shipped for this size.
 
+        The detector then has as many channels as the teacher. If that is another number than
+        before, student and autoencoder are new, and statistics and quantiles have to be found.
+
         Teachers that others published load too: the state dict (.pth, .pt or .safetensors) of
         nelson1425/EfficientAD, of anomalib, and of whoever keeps its layers by the same names.
 
@@ -152,7 +159,17 @@ class EfficientAD(nn.Module, Predictor):
                 f"there is no teacher {path}: distil one (effad distill PHOTOGRAPHS --size "
                 f"{self.size} --run-dir RUN) and give its path (--teacher RUN/teacher.safetensors)"
             )
-        self.card["teacher"] = load_teacher(self.teacher, path)
+        weights, card = read_teacher(path, self.teacher)
+        teacher, channels = self.teacher, _channels(weights, len(self.teacher) - 1)
+        if channels not in (None, self.out_channels):
+            teacher = PatchDescriptionNetwork(self.size, channels, self.padding)
+        load_weights(teacher, weights, path)
+        if teacher is not self.teacher:
+            device = self.device
+            self._build(channels)
+            self.teacher.load_state_dict(teacher.state_dict())
+            self.to(device)
+        self.card["teacher"] = card
         return self
 
     # --- maps ----------------------------------------------------------------------------------
@@ -346,6 +363,13 @@ class EfficientAD(nn.Module, Predictor):
                     stacklevel=2,
                 )
         return detector.eval()
+
+
+def _channels(weights: Mapping[str, Tensor], last: int) -> int | None:
+    """Output channels of the layer `last` of a PDN, if a detector may have as many."""
+    bias = weights.get(f"{last}.bias")
+    found = bias.shape[0] if bias is not None and bias.ndim == 1 else 0
+    return found if 0 < found <= MAX_CHANNELS else None
 
 
 def checked_image_size(image_size: int | Iterable[int]) -> tuple[int, int]:

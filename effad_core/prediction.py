@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+MAPS = ("combined", "student-teacher", "autoencoder")
 BATCH_PIXELS = 2**24  # a batch is full with these, however few images they are
 
 
@@ -28,8 +29,8 @@ class Prediction:
     Attributes:
         map: the combined anomaly map M, the mean of the two below.
         score: the anomaly score, the maximum of M before it is resized to the image's size.
-        st_map: the normalised student-teacher map.
-        ae_map: the normalised autoencoder map.
+        st_map: the normalised student-teacher map; NaN everywhere if the predictor has one map.
+        ae_map: the normalised autoencoder map; the same.
         threshold: the detector's for scores; None if it has none.
         pixel_threshold: the detector's for maps; None if it has none.
         st_score, ae_score: the maxima of the two other maps before they are resized; NaN if they
@@ -87,11 +88,11 @@ def finite_scores(maps: Tensor, names: Sequence[str]) -> Tensor:
     or from a half precision that overflows.
 
     Args:
-        maps: combined, student-teacher and autoencoder map, shape (N, 3, H, W).
+        maps: as `combined_maps` gives them, shape (N, maps, H, W).
         names: of the N images, for the error message.
 
     Returns:
-        shape (N, 3).
+        shape (N, maps).
 
     Raises:
         ValueError: naming the first image whose map is not finite.
@@ -116,6 +117,7 @@ class Predictor(ABC):
     """Base class of everything with `predict`.
 
     Attributes:
+        map_names: of the maps that it computes: the combined one, or all three.
         image_size: (H, W) in pixels, to which images are resized.
         operating_point, pixel_operating_point: the thresholds of scores and of pixels with what is
             known of them, or None.
@@ -123,6 +125,7 @@ class Predictor(ABC):
             then an image's own file says, or 65535 is white (see `datasets.depth`).
     """
 
+    map_names: tuple[str, ...] = MAPS
     image_size: tuple[int, int]
     full_scale: int | None = None
     operating_point: OperatingPoint | None
@@ -162,7 +165,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def combined_maps(self, images: Tensor) -> Tensor:
-        """Combined, student-teacher and autoencoder map, (N, 3, H, W), of uint8 (N, 3, H, W)."""
+        """The maps of `map_names`, (N, maps, H, W), of uint8 images (N, 3, H, W)."""
 
     @overload
     def predict(self, image: ImageLike, batch_size: int = ...) -> Prediction: ...
@@ -248,7 +251,9 @@ class Predictor(ABC):
             own = F.interpolate(  # Algorithm 2, line 12
                 maps[row : row + 1], size=(image.height, image.width), mode="bilinear"
             )
-            combined, st_map, ae_map = own[0].cpu().numpy()
-            score, st_score, ae_score = scores[row]
+            combined, *parts = own[0].cpu().numpy()
+            score, *part_scores = scores[row]
+            if not parts:
+                parts = [np.broadcast_to(np.float32(np.nan), combined.shape)] * 2
             limits = (self.threshold, self.pixel_threshold)
-            yield image, Prediction(combined, score, st_map, ae_map, *limits, st_score, ae_score)
+            yield image, Prediction(combined, score, *parts, *limits, *part_scores)

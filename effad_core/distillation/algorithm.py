@@ -21,6 +21,7 @@ from effad_core.distillation.extractors import FeatureExtractor, open_extractor
 from effad_core.distillation.muon import KernelMuon
 from effad_core.distillation.pairs import Pairs
 from effad_core.distillation.schedule import DistillationSchedule
+from effad_core.distillation.start import starting_weights
 from effad_core.errors import command_errors
 from effad_core.networks import PatchDescriptionNetwork
 from effad_core.schedule import PROFILES
@@ -102,6 +103,7 @@ def distill(
         "size": teacher.size,
         "out_channels": teacher.out_channels,
         "extractor": extractor.name,
+        "features": extractor.describe(),
         "images": images.describe(),
         "held_out": None if held_out is None else held_out.describe(),
         "digests": {
@@ -254,8 +256,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", help="a folder of photographs, 'imagenette' or 'photographs'")
     parser.add_argument("--run-dir", type=as_path, help="where log, checkpoint and teacher go")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
-    parser.add_argument("--channels", type=int, default=384, help="of the features")
-    parser.add_argument("--start", type=as_path, help="a teacher or checkpoint to go on from")
+    parser.add_argument("--channels", type=int, help="of the features, instead of the extractor's")
+    parser.add_argument(
+        "--start",
+        type=as_path,
+        help="a teacher or checkpoint to go on from; one with other channels begins its last layer "
+        "anew, and a medium teacher may begin from a small one",
+    )
     parser.add_argument("--extractor", choices=BACKBONES, default="efficientnet-lite0")
     parser.add_argument("--weights", help="a state dict of the extractor on disk")
     parser.add_argument("--profile", choices=PROFILES, default="paper")
@@ -282,10 +289,12 @@ def _run(args: argparse.Namespace) -> None:
     images, held_out = open_pretraining(args.images).hold_out(args.hold_out)
     extractor = open_extractor(args.extractor, args.channels, args.weights)
     torch.manual_seed(args.seed)
-    teacher = PatchDescriptionNetwork(args.size, args.channels)
+    teacher = PatchDescriptionNetwork(args.size, extractor.out_channels)
     start = None
     if (path := args.start or args.measure) is not None:
         weights, start = _read_teacher(path)
+        if args.start is not None:
+            weights = starting_weights(weights, teacher)
         load_weights(teacher, weights, path)
     if args.measure is not None:
         teacher.to(choose_device(args.device))

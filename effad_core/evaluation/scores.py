@@ -17,7 +17,7 @@ from pathlib import Path
 from effad_core.datasets import Sample, Scenario
 from effad_core.datasets.checks import without_masks
 from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
-from effad_core.prediction import Predictor
+from effad_core.prediction import MAPS, Predictor
 from effad_core.storage.files import as_path, write_file, write_text
 
 import numpy as np
@@ -25,7 +25,6 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-MAPS = ("combined", "student-teacher", "autoencoder")
 KINDS = ("structural_anomalies", "logical_anomalies")  # MVTec LOCO's anomaly types
 METRICS = "metrics.json"
 
@@ -37,8 +36,9 @@ class Evaluation:
     Attributes:
         name: the scenario's.
         samples: the images, in the order of the scores.
-        scores: for each of `MAPS` the maximum of the normalised map at the detector's image
-            size, shape (n,); the combined map's is the anomaly score (Algorithm 2, line 11).
+        scores: for each of the detector's maps (`MAPS`, or "combined" alone) the maximum of the
+            normalised map at the detector's image size, shape (n,); the combined map's is the
+            anomaly score (Algorithm 2, line 11).
         maps: combined anomaly maps, float32, each (H, W) at its image's own size; None if they
             were not kept.
     """
@@ -121,7 +121,7 @@ class Evaluation:
     def _metrics(self, chosen: list[int], truth: list) -> dict[str, float]:
         labels = self.labels[chosen]
         found = {"image_auroc": image_auroc(labels, self.scores["combined"][chosen])}
-        for name in MAPS[1:]:
+        for name in [name for name in MAPS[1:] if name in self.scores]:
             key = f"image_auroc_{name.replace('-', '_')}"
             found[key] = image_auroc(labels, self.scores[name][chosen])
         found["image_auprc"] = image_auprc(labels, self.scores["combined"][chosen])
@@ -235,6 +235,6 @@ def evaluate(
     return Evaluation(
         scenario.name if whole else "samples",
         samples,
-        dict(zip(MAPS, np.array(scores, np.float32).T, strict=True)),
+        {name: np.array(scores, np.float32)[:, MAPS.index(name)] for name in detector.map_names},
         tuple(maps) if keep_maps else None,
     )

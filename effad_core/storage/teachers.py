@@ -10,7 +10,7 @@ from pathlib import Path
 
 from effad_core.errors import RunError
 from effad_core.storage.files import as_path, one_line
-from effad_core.storage.weights import fingerprint, load_weights, read_tensors
+from effad_core.storage.weights import fingerprint, read_tensors
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,29 +18,30 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
-def load_teacher(teacher: nn.Sequential, path: str | Path) -> dict:
-    """Load a file's weights into a teacher.
+def read_teacher(path: str | Path, layers: nn.Sequential) -> tuple[dict[str, Tensor], dict]:
+    """The weights of a teacher in a file, by our names, and its card.
 
     Args:
-        teacher: a patch description network; unchanged if the file does not fit.
         path: a teacher that `distill` wrote, or the state dict of another implementation.
+        layers: a patch description network of the size that is expected.
 
     Returns:
-        The teacher's card: its provenance, JSON-able. Of another implementation's file that is the
-        file's name and a fingerprint of its weights.
+        The weights, of any number of channels, and the card: the teacher's provenance, JSON-able.
+        Of another implementation's file that is the file's name and a fingerprint of its weights.
 
     Raises:
-        RunError: if the file is missing, damaged, or of another architecture.
+        RunError: if the file is missing, damaged, or of another size.
     """
     path = as_path(path)
     if path.is_file() and not _is_own(path):
-        weights = _renamed(read_state_dict(path), teacher, path)
-        card = {"file": path.name, "weights": fingerprint(weights), "format": "a state dict"}
-    else:
-        weights, header = read_tensors(path, "teacher", card=dict)
-        card = header["card"]
-    load_weights(teacher, weights, path)
-    return card
+        weights = _renamed(read_state_dict(path), layers, path)
+        return weights, {
+            "file": path.name,
+            "weights": fingerprint(weights),
+            "format": "a state dict",
+        }
+    weights, header = read_tensors(path, "teacher", card=dict)
+    return weights, header["card"]
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -75,9 +76,9 @@ def _is_own(path: Path) -> bool:
         return True
 
 
-def _renamed(state: Mapping[str, Tensor], teacher: nn.Sequential, path: Path) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], network: nn.Sequential, path: Path) -> dict[str, Tensor]:
     """The state dict of another implementation by this teacher's names."""
-    layers = [str(i) for i, layer in enumerate(teacher) if isinstance(layer, nn.Conv2d)]
+    layers = [str(i) for i, layer in enumerate(network) if isinstance(layer, nn.Conv2d)]
     names = {f"conv{number}": layer for number, layer in enumerate(layers, start=1)}
     names |= {layer: layer for layer in layers}
     found = {}

@@ -1,0 +1,120 @@
+"""Which features suit the teacher: PatchCore on each of them, on the development scenarios.
+
+    python benchmarks/psi.py solar-mono tray path/to/mvtec_ad/bottle path/to/mvtec_ad/transistor
+    python benchmarks/psi.py solar-mono --teacher build/distil/small/teacher.safetensors
+
+Features of a pretrained backbone are read as Algorithm 3 reads them, from images of 512 pixels;
+those of a teacher from images of 256. Of each scenario, 120 training and 60 normal and 60 anomalous
+test images take part (of each kind of anomaly, if they are structural and logical). Test images
+choose nothing but the features, once for all scenarios; recipes are measured on others too.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from baselines.patchcore import PatchCore
+from effad_core import EfficientAD, open_scenario
+from effad_core.acceleration.memory import keep_freed_memory
+from effad_core.datasets import Sample, Scenario
+from effad_core.datasets.transforms import normalise
+from effad_core.distillation.backbones import Backbone, open_backbone
+from effad_core.distillation.extractors import FeatureExtractor
+from effad_core.errors import command_errors
+from effad_core.evaluation.scores import KINDS, evaluate
+
+import numpy as np
+from torch import Tensor, nn
+
+TRAINING, TEST = 120, 60  # images
+# blocks of EfficientNet-Lite, and what becomes of them
+CHOICES = [
+    ((2, 4), "patchcore"),
+    ((2, 4), "mean"),
+    ((1, 2, 4), "mean"),
+    ((2, 3, 4), "mean"),
+    ((3, 4), "mean"),
+    ((4,), "mean"),
+]
+
+
+class Teacher(nn.Module):
+    """A teacher's output, every second cell, as features."""
+
+    def __init__(self, detector: EfficientAD):
+        super().__init__()
+        self.network = detector.teacher
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(normalise(images))[..., ::2, ::2]
+
+
+def blocks_of(backbone: Backbone, blocks: Sequence[int], pooling: str) -> Backbone:
+    """The same EfficientNet-Lite with other blocks as layers."""
+    net = backbone.network
+    stages, begun = [], 0
+    for block in blocks:
+        stages.append(nn.Sequential(*net.blocks[begun : block + 1]))
+        begun = block + 1
+    stages[0] = nn.Sequential(net.conv_stem, net.bn1, *stages[0])
+    channels = [net.feature_info[block]["num_chs"] for block in range(5)]
+    return replace(
+        backbone, stages=stages, channels=[channels[block] for block in blocks], pooling=pooling
+    )
+
+
+def features(teachers: Sequence[str], size: str) -> Iterator[tuple[str, nn.Module, int]]:
+    """(name, features, image size) of each row of the table."""
+    if not teachers:
+        for name in ("efficientnet-lite0",):
+            for blocks, pooling in CHOICES:
+                backbone = blocks_of(open_backbone(name), blocks, pooling)
+                extractor = FeatureExtractor(name, backbone)
+                title = f"{name}, blocks {', '.join(map(str, blocks))}, {pooling}"
+                yield f"{title}: {extractor.out_channels}", extractor, 512
+    for teacher in teachers:
+        detector = EfficientAD(size).load_teacher(teacher)
+        yield f"teacher {teacher}: {detector.out_channels}", Teacher(detector), 256
+
+
+def part(scenario: Scenario) -> Scenario:
+    """The images that take part, drawn once."""
+    rng = np.random.default_rng(0)
+
+    def drawn(samples: Sequence[Sample], count: int) -> list[Sample]:
+        chosen = rng.permutation(len(samples))[:count]
+        return [samples[index] for index in sorted(chosen)]
+
+    groups = {"": [sample for sample in scenario.test if not sample.label]}
+    for sample in scenario.test:
+        if sample.label:
+            kind = sample.anomaly_type if sample.anomaly_type in KINDS else "anomalous"
+            groups.setdefault(kind, []).append(sample)
+    test = [sample for group in groups.values() for sample in drawn(group, TEST)]
+    return replace(scenario, train=tuple(drawn(scenario.train, TRAINING)), test=tuple(test))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scenarios", nargs="+", help="names or folders")
+    parser.add_argument("--teacher", nargs="*", default=[], help="measure these, not backbones")
+    parser.add_argument("--size", choices=("small", "medium"), default="small", help="of these")
+    args = parser.parse_args(arguments)
+    keep_freed_memory()
+    with command_errors():
+        for source in args.scenarios:
+            scenario = part(open_scenario(source))
+            for name, network, image_size in features(args.teacher, args.size):
+                measured = []
+                for standardise in (False, True):
+                    patchcore = PatchCore(
+                        network, image_size, 0.04, standardise=standardise, precision="auto"
+                    ).fit(scenario)
+                    groups = evaluate(patchcore, scenario, keep_maps=False).metrics()
+                    kinds = [kind for kind in KINDS if kind in groups] or ["all"]
+                    measured.append(" ".join(f"{groups[k]['image_auroc']:.3f}" for k in kinds))
+                print(f"{scenario.name:<12} {name:<48} {' | '.join(measured)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
