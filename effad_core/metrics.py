@@ -10,7 +10,8 @@ false alarms. Every distinct score is a threshold, and equal scores are one poin
   (Bergmann et al., "Beyond Dents and Scratches", MVTec LOCO AD, IJCV 2022).
 
 Areas up to a limit of the false positive rate are divided by that limit: a perfect map has 1, a
-constant one limit / 2. They are what Batzner et al., "EfficientAD", report in Tables 5-10.
+constant one limit / 2. They are what Batzner et al., "EfficientAD", report in Tables 5-10, with
+AU-sPRO for MVTec LOCO in the tables of AU-PRO.
 """
 
 import math
@@ -120,9 +121,7 @@ def pixel_metrics(
     Raises:
         ValueError: as `aupro`, and if two limits are written alike.
     """
-    limits = [_checked_limit(limit) for limit in fpr_limits]
-    if len({f"{limit:g}" for limit in limits}) != len(limits):
-        raise ValueError(f"the limits {limits} must differ in their first six digits")
+    limits = _checked_limits(fpr_limits)
     sweep = _region_sweep(maps, masks)
     shares = {"aupro": sweep.found, "pixel_auroc": sweep.recall}
     areas = {
@@ -153,6 +152,26 @@ def auspro(maps: Sequence[ArrayLike], defects: Sequence, fpr_limit: float = 0.05
     limit = _checked_limit(fpr_limit)
     sweep = _defect_sweep(maps, defects)
     return _area(sweep, sweep.found, limit)
+
+
+def defect_metrics(
+    maps: Sequence[ArrayLike], defects: Sequence, fpr_limits: Iterable[float] = (0.05, 0.3)
+) -> dict[str, float]:
+    """`auspro` at each limit, from one sort of the scores.
+
+    Args:
+        maps, defects: as in `auspro`.
+        fpr_limits: each in (0, 1].
+
+    Returns:
+        `auspro_<limit>` for each limit, written as in `pixel_metrics`.
+
+    Raises:
+        ValueError: as `auspro`, and if two limits are written alike.
+    """
+    limits = _checked_limits(fpr_limits)
+    sweep = _defect_sweep(maps, defects)
+    return {f"auspro_{limit:g}": _area(sweep, sweep.found, limit) for limit in limits}
 
 
 def pro_curve(
@@ -337,6 +356,14 @@ def _checked_limit(limit: float) -> float:
     if not (isinstance(limit, Real) and 0 < limit <= 1):
         raise ValueError(f"a limit of the false positive rate must be in (0, 1], not {limit!r}")
     return float(limit)
+
+
+def _checked_limits(limits: Iterable[float]) -> list[float]:
+    """As floats that no two names of metrics share."""
+    limits = [_checked_limit(limit) for limit in limits]
+    if len({f"{limit:g}" for limit in limits}) != len(limits):
+        raise ValueError(f"the limits {limits} must differ in their first six digits")
+    return limits
 
 
 def checked_numbers(values: ArrayLike, name: str) -> np.ndarray:

@@ -266,6 +266,7 @@ USES = {
     "aupro": of_maps(lambda m: metrics.aupro(m, MASKS)),
     "pixel_metrics": of_maps(lambda m: metrics.pixel_metrics(m, MASKS)),
     "pro_curve": of_maps(lambda m: metrics.pro_curve(m, MASKS)),
+    "defect_metrics": of_maps(lambda m: metrics.defect_metrics(m, [None, [(MASKS[1], 2)]] * 2)),
     "auspro": of_maps(lambda m: metrics.auspro(m, [None, [(MASKS[1], 2)]] * 2)),
     "explorer": of_scores(lambda s: Choices(Looked(s))),
     "explorer's validation": of_scores(lambda s: Choices(Looked(SCORES), s)),

@@ -7,6 +7,7 @@ from itertools import pairwise
 from effad_core.metrics import (
     aupro,
     auspro,
+    defect_metrics,
     pixel_auprc,
     pixel_auroc,
     pixel_metrics,
@@ -140,8 +141,12 @@ def test_spro_equals_a_count_at_every_threshold(drawn, data):
     ]
     pairs = [(pixels_of(mask, i), s) for i, found in enumerate(defects) for mask, s in found]
     points = counted_curve(maps, pairs)
-    for limit in LIMITS:
-        assert auspro(maps, defects, float(limit)) == close(float(counted_area(points, limit)))
+    expected = {limit: float(counted_area(points, limit)) for limit in LIMITS}
+    for limit, area in expected.items():
+        assert auspro(maps, defects, float(limit)) == close(area)
+    names = ("auspro_0.05", "auspro_0.3", "auspro_0.5", "auspro_1")
+    by_name = dict(zip(names, expected.values(), strict=True))
+    assert defect_metrics(maps, defects, map(float, LIMITS)) == close(by_name)
     np.testing.assert_allclose(np.column_stack(spro_curve(maps, defects)), corners_of(points))
 
 
@@ -430,7 +435,7 @@ def test_regions_refused(metric, maps, masks, message):
         metric(maps, masks)
 
 
-@pytest.mark.parametrize("metric", [auspro, spro_curve])
+@pytest.mark.parametrize("metric", [auspro, defect_metrics, spro_curve])
 @pytest.mark.parametrize(
     ("maps", "defects", "message"),
     [
@@ -471,6 +476,8 @@ def test_limits_refused(limit):
         auspro([PLAIN], [[(MARKED, 1)]], fpr_limit=limit)
     with pytest.raises(ValueError, match=message):
         pixel_metrics([PLAIN], [MARKED], fpr_limits=(0.3, limit))
+    with pytest.raises(ValueError, match=message):
+        defect_metrics([PLAIN], [[(MARKED, 1)]], fpr_limits=(0.3, limit))
 
 
 def test_limits_that_share_a_name_are_refused():

@@ -81,7 +81,7 @@ def namesake_warning(path: str | os.PathLike) -> str | None:
     return printable(
         f"{path} is called like a scenario of {dataset}, but its numbers of images (training, "
         f"normal test, anomalous test) are {found}, not {numbers}: its results are kept out of the "
-        "paper's table."
+        "paper's tables."
     )
 
 

@@ -6,7 +6,8 @@
 
 Every run is a folder of its own; the same command goes on where it was interrupted. All images and
 masks are looked at before the first training. What fails is reported with its reason, in the
-tables' file too, and makes the command fail in the end.
+tables' file too, and makes the command fail in the end. Results on the paper's datasets stand below
+its own: one table for each metric of its Tables 5 to 10 that was measured.
 """
 
 import argparse

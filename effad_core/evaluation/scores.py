@@ -16,7 +16,7 @@ from pathlib import Path
 
 from effad_core.datasets import Sample, Scenario
 from effad_core.datasets.checks import without_masks
-from effad_core.metrics import auspro, image_auprc, image_auroc, pixel_metrics
+from effad_core.metrics import defect_metrics, image_auprc, image_auroc, pixel_metrics
 from effad_core.prediction import MAPS, Predictor
 from effad_core.storage.files import as_path, write_file, write_text
 
@@ -88,8 +88,8 @@ class Evaluation:
 
         Metrics: image_auroc, the same of each map alone, image_auprc; with maps, those of
         `pixel_metrics` for each group whose anomalous images all have masks, with saturation
-        thresholds auspro_0.05 too. If only some anomalous images have masks, a warning says which
-        groups have none.
+        thresholds those of `defect_metrics` too. If only some anomalous images have masks, a
+        warning says which groups have none.
 
         Raises:
             ValueError: if the samples are all normal or all anomalous.
@@ -131,7 +131,7 @@ class Evaluation:
             masks = [np.logical_or.reduce([m for m, _ in d]) if d else None for d in defects]
             found |= pixel_metrics(maps, masks)
             if any(self.samples[i].defect_kinds for i in chosen):
-                found["auspro_0.05"] = auspro(maps, defects, fpr_limit=0.05)
+                found |= defect_metrics(maps, defects)
         return found
 
     def save(self, run_dir: str | os.PathLike, **details) -> dict[str, dict[str, float]]:

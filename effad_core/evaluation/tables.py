@@ -17,9 +17,28 @@ COLUMNS = {  # metric -> title; those that no scenario has are left out
     "image_auprc": "AU-PRC",
     "aupro_0.3": "AU-PRO 0.3",
     "aupro_0.05": "AU-PRO 0.05",
+    "auspro_0.3": "AU-sPRO 0.3",
     "auspro_0.05": "AU-sPRO 0.05",
     "pixel_auroc_1": "pixel AU-ROC",
+    "pixel_auroc_0.05": "pixel AU-ROC 0.05",
     "pixel_auprc": "pixel AU-PRC",
+}
+PAPER_TABLES = {  # metric -> which table of the paper it is
+    "image_auroc": "Table 5, image AU-ROC",
+    "image_auprc": "Table 6, image AU-PRC",
+    "aupro_0.3": "Table 7, AU-PRO 0.3 (of mvtec-loco AU-sPRO 0.3)",
+    "aupro_0.05": "Table 8, AU-PRO 0.05 (of mvtec-loco AU-sPRO 0.05)",
+    "pixel_auroc_0.05": "Table 9, pixel AU-ROC 0.05",
+    "pixel_auprc": "Table 10, pixel AU-PRC",
+}
+PAPER_COLUMNS = {  # dataset -> column of these tables -> the group of images that it is of
+    "mvtec-ad": {"mvtec-ad": "all"},
+    "visa": {"visa": "all"},
+    "mvtec-loco": {
+        "mvtec-loco structural": KINDS[0],
+        "mvtec-loco logical": KINDS[1],
+        "mvtec-loco": "mean",
+    },
 }
 
 Metrics = dict[str, dict[str, float]]  # by group, as `Evaluation.metrics` gives them
@@ -48,7 +67,7 @@ def headline(metrics: Metrics) -> dict[str, float]:
 
 
 def tables(results: Mapping[str, Mapping]) -> str:
-    """The tables of a benchmark.
+    """The tables of a benchmark, each metric of the paper's Tables 5 to 10 beside the paper's.
 
     Args:
         results: by scenario {"dataset": str, "seeds": {seed: metrics}}; scenarios without a
@@ -87,40 +106,74 @@ def _structural_and_logical(done: Mapping[str, Mapping]) -> list[str]:
 
 
 def _beside_the_paper(done: Mapping[str, Mapping]) -> list[str]:
-    """Means over each of the paper's datasets, beside the ten methods that it reports."""
-    ours = dataset_means(done)
-    if not ours:
-        return []
-    known = [dataset for dataset in DATASETS if dataset in ours]
-    paper = json.loads(PAPER.read_text(encoding="utf-8"))["methods"]
-    rows = [["method", *known, *(["overall"] if len(known) == len(DATASETS) else [])]]
-    for method, values in paper.items():
-        areas = values["image_auroc"]
-        rows.append(
-            [f"{method} (paper)", *(f"{areas[column] / 100:.3f}" for column in rows[0][1:])]
+    """A table a metric: means over the paper's datasets, below the ten methods that it reports."""
+    parts = []
+    for metric, title in PAPER_TABLES.items():
+        scenarios, ours = _by_column(done, metric), dataset_means(done, metric)
+        if not scenarios:
+            continue
+        counts = ", ".join(
+            f"{len(found)} of {len(DATASETS[dataset])} of {dataset}"
+            for dataset, found in scenarios.items()
         )
-    means = [ours[dataset] for dataset in known]
-    rows.append(["measured here", *(f"{value:.3f}" for value in [*means, float(np.mean(means))])])
-    rows[-1] = rows[-1][: len(rows[0])]
-    counts = ", ".join(
-        f"{sum(e['dataset'] == d for e in done.values())} of {len(DATASETS[d])} of {d}"
-        for d in known
-    )
-    return [f"Image AU-ROC, dataset means (scenarios measured: {counts})", layout(rows)]
-
-
-def dataset_means(results: Mapping[str, Mapping]) -> dict[str, float]:
-    """Mean image AU-ROC of each of the paper's datasets: over seeds, then over its scenarios."""
-    means = {}
-    for dataset in DATASETS:
-        areas = [
-            np.mean([headline(metrics)["image_auroc"] for metrics in entry["seeds"].values()])
-            for entry in results.values()
-            if entry["dataset"] == dataset and entry["seeds"]
+        rows = [["method", *ours]]
+        for method, values in paper_results().items():
+            cells = (f"{values[metric][column] / 100:.3f}" for column in ours)
+            rows.append([f"{method} (paper)", *cells])
+        rows.append(["measured here", *(f"{value:.3f}" for value in ours.values())])
+        parts += [
+            f"The paper's {title}: dataset means (scenarios measured: {counts})",
+            layout(rows),
         ]
-        if areas:
-            means[dataset] = float(np.mean(areas))
+    return parts
+
+
+def dataset_means(results: Mapping[str, Mapping], metric: str) -> dict[str, float]:
+    """Means of a metric as in the paper's tables: over seeds, then over a dataset's scenarios.
+
+    Args:
+        results: as in `tables`.
+        metric: one of `PAPER_TABLES`; of MVTec LOCO, AU-sPRO is taken for AU-PRO.
+
+    Returns:
+        By column of `PAPER_COLUMNS`, for each dataset with a scenario that has the metric in all
+        its seeds; "overall", the mean of the three datasets, if all three are there.
+    """
+    means = {}
+    for dataset, scenarios in _by_column(results, metric).items():
+        for column in PAPER_COLUMNS[dataset]:
+            means[column] = float(np.mean([scenario[column] for scenario in scenarios]))
+    if PAPER_COLUMNS.keys() <= means.keys():
+        means["overall"] = float(np.mean([means[dataset] for dataset in PAPER_COLUMNS]))
     return means
+
+
+def _by_column(results: Mapping[str, Mapping], metric: str) -> dict[str, list[dict[str, float]]]:
+    """Dataset -> for each scenario that has the metric in all seeds: column -> mean over seeds."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for dataset, columns in PAPER_COLUMNS.items():
+        # in the paper's tables of AU-PRO, the columns of MVTec LOCO are AU-sPRO
+        name = metric.replace("aupro", "auspro") if dataset == "mvtec-loco" else metric
+        for entry in results.values():
+            runs = list(entry["seeds"].values())
+            groups = [metrics.get(group, {}) for metrics in runs for group in columns.values()]
+            if entry["dataset"] == dataset and runs and all(name in group for group in groups):
+                means = {
+                    column: float(np.mean([metrics[group][name] for metrics in runs]))
+                    for column, group in columns.items()
+                }
+                found.setdefault(dataset, []).append(means)
+    return found
+
+
+def paper_results() -> dict[str, dict]:
+    """What the paper's Tables 4 to 12 say of each method.
+
+    Returns:
+        Method -> metric -> column of the table -> number in percent, and its timings. `about` in
+        the file says which table each entry is of, and its unit.
+    """
+    return json.loads(PAPER.read_text(encoding="utf-8"))["methods"]
 
 
 def spread(runs: Sequence[Mapping[str, float]], metric: str) -> str:

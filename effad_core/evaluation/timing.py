@@ -10,7 +10,6 @@ without a detector, new ones are timed.
 """
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -28,7 +27,7 @@ from effad_core.deployment.prepared import PreparedDetector, prepare
 from effad_core.detector import EfficientAD
 from effad_core.errors import command_errors
 from effad_core.evaluation.costs import METHODS, count, efficientad
-from effad_core.evaluation.tables import PAPER, layout
+from effad_core.evaluation.tables import layout, paper_results
 
 import numpy as np
 import torch
@@ -152,10 +151,9 @@ def _peak_memory(device: torch.device) -> float | None:
 
 def paper_timings() -> dict[str, dict]:
     """The paper's Tables 11 and 12 by method: latency_ms by GPU, throughput, gpu_memory_mb."""
-    methods = json.loads(PAPER.read_text(encoding="utf-8"))["methods"]
     return {
         name: {key: values[key] for key in ("latency_ms", "throughput", "gpu_memory_mb")}
-        for name, values in methods.items()
+        for name, values in paper_results().items()
     }
 
 

@@ -690,7 +690,7 @@ def test_a_folder_of_ones_own_is_no_benchmark_for_its_name(tmp_path, bottle, jui
     assert namesake_warning(bottle) == (
         f"{bottle} is called like a scenario of mvtec-ad, but its numbers of images (training, "
         "normal test, anomalous test) are (20, 3, 4), not (209, 20, 63): its results are kept out "
-        "of the paper's table."
+        "of the paper's tables."
     )
     assert namesake_warning("tray") is None
     image(tmp_path / "visa/my_part/train/good/0.png")  # nor for the name of the folder above it
