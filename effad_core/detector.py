@@ -41,6 +41,7 @@ from torch import Tensor, nn
 DETECTOR = "detector.safetensors"  # in the folder of a run
 POINTS = {"threshold": "operating_point", "pixel_threshold": "pixel_operating_point"}  # in a file
 QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
+SMALLEST_MEAN = 0.01  # of a cell, relative to its map's: no cell is magnified more than 100 times
 MAX_PIXELS, MAX_CHANNELS = 4096**2, 4096  # what a damaged file may make a detector ask for
 
 
@@ -60,6 +61,8 @@ class EfficientAD(nn.Module, Predictor):
     Attributes:
         teacher, student, autoencoder: T, S and A.
         mu, sigma: the teacher's channel statistics, shape (C, 1, 1).
+        cell_means: what each cell of the student-teacher and the autoencoder map is divided by,
+            shape (2, h, w): 1 as in the paper, unless `find_cell_means` sets them.
         quantiles: q_a^ST, q_b^ST, q_a^AE, q_b^AE, shape (4,); NaN until they are found.
         operating_point, pixel_operating_point: the thresholds above which a score and a map's pixel
             are anomalous, with what is known of them; None until you choose them. New quantiles
@@ -84,6 +87,7 @@ class EfficientAD(nn.Module, Predictor):
 
     mu: Tensor
     sigma: Tensor
+    cell_means: Tensor
     quantiles: Tensor
 
     def __init__(
@@ -111,6 +115,9 @@ class EfficientAD(nn.Module, Predictor):
         self.initialise_student()
         self.register_buffer("mu", torch.zeros(out_channels, 1, 1))
         self.register_buffer("sigma", torch.ones(out_channels, 1, 1))
+        self.register_buffer(
+            "cell_means", torch.ones(2, *self.teacher.output_size(self.image_size))
+        )
         self.register_buffer("quantiles", torch.full((4,), torch.nan))
         self.operating_point = self.pixel_operating_point = None
         self.eval()
@@ -201,13 +208,43 @@ class EfficientAD(nn.Module, Predictor):
         Returns:
             Two float32 tensors of shape (N, H, W).
         """
+        cells = self._cells(images) / self.cell_means
+        return tuple(  # Algorithm 1, lines 54-55; Algorithm 2, lines 6-7
+            place_cells(m[:, None], self.image_size, self.padding)[:, 0]
+            for m in cells.unbind(dim=1)
+        )
+
+    def _cells(self, images: Tensor) -> Tensor:
+        """The means over channels of D^ST and D^STAE, float32, shape (N, 2, h, w)."""
         with computing_in(self.precision, self.device):
             images = images.to(self.device).contiguous(memory_format=torch.channels_last)
             differences = self.squared_differences(images)
-        return tuple(  # Algorithm 1, lines 54-55; Algorithm 2, lines 6-7
-            place_cells(d.float().mean(dim=1, keepdim=True), self.image_size, self.padding)[:, 0]
-            for d in differences
-        )
+        return torch.stack([d.float().mean(dim=1) for d in differences], dim=1)
+
+    @torch.inference_mode()
+    def find_cell_means(self, batches: Iterable[Tensor]) -> None:
+        """Set what each cell is divided by to its mean over normal images, relative to the map's.
+
+        Some cells are always harder to predict: the autoencoder knows where in the image a cell
+        lies, the student does not, and at an image's border the autoencoder's convolutions see
+        zeros. Their high values are no anomalies, and tell nothing from one image to another. This
+        step is not in the paper; without it Algorithm 2 is as it stands there. New means take
+        quantiles and thresholds away.
+
+        Args:
+            batches: uint8 images at image_size, each (N, 3, H, W); training images, for validation
+                images would no longer be new to the detector when it finds its quantiles.
+        """
+        self.cell_means.fill_(1)
+        total, count = torch.zeros_like(self.cell_means), 0
+        for batch in batches:
+            total += self._cells(batch).sum(dim=0)
+            count += len(batch)
+        means = total / count
+        means /= means.mean(dim=(1, 2), keepdim=True)
+        self.cell_means.copy_(means.clamp_min(SMALLEST_MEAN))
+        self.quantiles.fill_(torch.nan)
+        self.operating_point = self.pixel_operating_point = None
 
     def check_quantiles(self) -> None:
         """Raise ValueError if the quantiles have not been found, or are equal."""
@@ -341,7 +378,10 @@ class EfficientAD(nn.Module, Predictor):
             raise RunError(
                 f"{path} has a header that does not describe a detector: {one_line(error)}"
             ) from None
+        tensors.setdefault("cell_means", detector.cell_means)  # older files have none
         load_weights(detector, tensors, path, may_be_nan=["quantiles"])
+        if not (detector.cell_means > 0).all():
+            raise RunError(f"{path} has a cell mean that is not above 0; train again")
         if not (detector.sigma > 0).all():
             raise RunError(
                 f"{path} has a standard deviation (sigma) that is not above 0; train again"

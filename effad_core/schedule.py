@@ -24,6 +24,8 @@ class Schedule:
             43-45.
         hard_quantile: of the hard feature loss (line 19); 0 is the plain mean.
         penalty: whether the pretraining penalty is part of the loss (line 22).
+        divide_cells: whether each cell of the two maps is divided by its mean over training images
+            (see `EfficientAD.find_cell_means`); not in the paper.
         cache_megabytes: memory for the teacher's output on training images, which never changes; in
             half precision, as many images as fit. 0 computes it each time (lines 14-15).
         precision: as in `resolve_precision`; "auto" takes what is fastest when the run begins.
@@ -37,6 +39,7 @@ class Schedule:
     cosine: bool = False
     hard_quantile: float = 0.999
     penalty: bool = True
+    divide_cells: bool = False
     cache_megabytes: int = 0
     precision: str = "float32"
 
@@ -53,6 +56,7 @@ class Schedule:
             autoencoder_iterations=900,
             learning_rate=1e-3,
             cosine=True,
+            divide_cells=True,
             cache_megabytes=2_048,
             precision="auto",
         )

@@ -40,6 +40,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 TERMS = ("L_hard", "penalty", "L_AE", "L_STAE")
+CELL_IMAGES = 128  # training images for the means of the cells, at most
 MOST_WORKERS = 8  # threads that prepare images for a GPU
 
 
@@ -110,6 +111,7 @@ def train(
     digests["pretraining"] = pretraining.identity() if schedule.penalty else "none"
     torch.manual_seed(seed)
     detector.initialise_student()
+    detector.cell_means.fill_(1)
     detector.to(device, memory_format=torch.channels_last)
     detector.card["training"] = config = {
         "algorithm": 1,
@@ -239,6 +241,11 @@ def train(
             run.after(step + 1)
         detector.eval()
 
+        if schedule.divide_cells:
+            every = -(-len(training_images) // CELL_IMAGES)
+            some = ResizedImages(training_images.samples[::every], detector.image_size)
+            detector.precision = precision
+            detector.find_cell_means(some.batches(8))
         # Algorithm 1, lines 47-60
         detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
         if run.folder is not None:

@@ -146,7 +146,7 @@ class InferenceGraph(nn.Module):
         self.to(dtype)
         lower, upper = quantiles.view(2, 2).unbind(dim=1)
         scale = 0.1 / (upper - lower)  # Algorithm 2, lines 8-9
-        self.register_buffer("scale", scale[:, None, None])
+        self.register_buffer("scale", scale[:, None, None] / detector.cell_means.cpu())
         self.register_buffer("shift", (-lower * scale)[:, None, None])
         self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN)[:, None, None])
         if not all(torch.isfinite(value).all() for value in self.state_dict().values()):
