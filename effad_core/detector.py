@@ -41,7 +41,7 @@ from torch import Tensor, nn
 DETECTOR = "detector.safetensors"  # in the folder of a run
 POINTS = {"threshold": "operating_point", "pixel_threshold": "pixel_operating_point"}  # in a file
 QUANTILES = (0.9, 0.995)  # a and b (Algorithm 1, lines 59-60)
-SMALLEST_MEAN = 0.01  # of a cell, relative to its map's: no cell is magnified more than 100 times
+EVEN_SHARE = 0.3  # of the map's mean that is added to each cell's: no cell is magnified much
 MAX_PIXELS, MAX_CHANNELS = 4096**2, 4096  # what a damaged file may make a detector ask for
 
 
@@ -223,13 +223,14 @@ class EfficientAD(nn.Module, Predictor):
 
     @torch.inference_mode()
     def find_cell_means(self, batches: Iterable[Tensor]) -> None:
-        """Set what each cell is divided by to its mean over normal images, relative to the map's.
+        """Set what each cell is divided by: its mean over normal images, relative to the map's.
 
         Some cells are always harder to predict: the autoencoder knows where in the image a cell
         lies, the student does not, and at an image's border the autoencoder's convolutions see
-        zeros. Their high values are no anomalies, and tell nothing from one image to another. This
-        step is not in the paper; without it Algorithm 2 is as it stands there. New means take
-        quantiles and thresholds away.
+        zeros. Their high values are no anomalies. A part of the map's mean (`EVEN_SHARE`) is added
+        to each cell's, or a cell that is always easy would be magnified too much. This step is not
+        in the paper; without it Algorithm 2 is as it stands there. New means take quantiles and
+        thresholds away.
 
         Args:
             batches: uint8 images at image_size, each (N, 3, H, W); training images, for validation
@@ -242,7 +243,7 @@ class EfficientAD(nn.Module, Predictor):
             count += len(batch)
         means = total / count
         means /= means.mean(dim=(1, 2), keepdim=True)
-        self.cell_means.copy_(means.clamp_min(SMALLEST_MEAN))
+        self.cell_means.copy_((means + EVEN_SHARE) / (1 + EVEN_SHARE))
         self.quantiles.fill_(torch.nan)
         self.operating_point = self.pixel_operating_point = None
 
