@@ -39,8 +39,10 @@ def measure(variant: str, source: str, steps: int) -> dict[str, float]:
         keep_freed_memory()
     torch.manual_seed(0)
     schedule = DistillationSchedule.laptop()
-    pairs = Pairs(open_extractor(), schedule, torch.device("cpu"))
-    network = PatchDescriptionNetwork().to(memory_format=torch.channels_last)
+    extractor = open_extractor()
+    pairs = Pairs(extractor, schedule, torch.device("cpu"))
+    network = PatchDescriptionNetwork("small", extractor.out_channels)
+    network.to(memory_format=torch.channels_last)
     optimizers = make_optimizers(network, schedule)
     size = schedule.batch_size
     batches = [range(i * size, (i + 1) * size) for i in range(2 * steps)]

@@ -195,12 +195,13 @@ def distillation_speed(device: torch.device, tiny: bool) -> None:
     schedule = DistillationSchedule.paper()
     extractor = open_extractor("efficientnet-lite0")
     pairs = Pairs(extractor, schedule, device)
-    network = PatchDescriptionNetwork("small", padding=schedule.padding)
+    channels = extractor.out_channels
+    network = PatchDescriptionNetwork("small", channels, schedule.padding)
     network.to(device, memory_format=torch.channels_last)
     optimizers = make_optimizers(network, schedule)
     number = 2 if tiny else schedule.batch_size
     images = torch.randint(256, (number, 3, pairs.psi_size, pairs.psi_size), dtype=torch.uint8)
-    mu, sigma = (value.to(device) for value in (torch.zeros(384, 1, 1), torch.ones(384, 1, 1)))
+    mu, sigma = (make(channels, 1, 1, device=device) for make in (torch.zeros, torch.ones))
 
     def step() -> Tensor:
         loss = pairs.loss(network, images, mu, sigma)

@@ -1,4 +1,4 @@
-"""Psi against the literal PatchCore pooling, and its weights against photographs."""
+"""Psi against the literal PatchCore pooling and plain means; its weights against photographs."""
 
 import copy
 import importlib.util
@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -45,6 +46,19 @@ SAMPLE = Path(
 @pytest.fixture(scope="module")
 def lite0() -> FeatureExtractor:
     return open_extractor("efficientnet-lite0")
+
+
+@pytest.fixture(scope="module")
+def small_layers() -> FeatureExtractor:
+    """PatchCore's post-processing of EfficientNet-Lite0's layers of 40 and 112 channels."""
+    backbone = BACKBONES["efficientnet-lite0"]()
+    net = backbone.network
+    stages = [
+        nn.Sequential(net.conv_stem, net.bn1, *net.blocks[:3]),
+        nn.Sequential(*net.blocks[3:5]),
+    ]
+    changed = replace(backbone, stages=stages, channels=[40, 112], pooling="patchcore")
+    return FeatureExtractor("small layers", changed)
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +126,12 @@ def relative_error(found, expected):
 
 
 @pytest.mark.parametrize("size", [(96, 128), (100, 132), (97, 111)])
-def test_features_are_those_of_literal_patchcore(lite0, size):
+def test_features_are_those_of_literal_patchcore(small_layers, size):
     x = images(*size)
     with torch.no_grad():
-        expected = patchcore(layers_of(lite0, x), 384)
-    assert relative_error(lite0(x), expected) < 1e-5
+        layers = layers_of(small_layers, x)
+    assert [layer.shape[1] for layer in layers] == [40, 112]
+    assert relative_error(small_layers(x), patchcore(layers, 384)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -167,8 +182,97 @@ def test_every_output_channel_averages():
     torch.testing.assert_close(total, torch.ones(384))
 
 
-def test_only_the_channels_that_a_layer_reaches_are_computed(lite0):
-    assert [(s.start, s.stop) for s in lite0.spans] == [(0, 192), (192, 384)]
+def test_only_the_channels_that_a_layer_reaches_are_computed(small_layers):
+    assert [(s.start, s.stop) for s in small_layers.spans] == [(0, 192), (192, 384)]
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_channels_are_refused(count):
+    backbone = Backbone(nn.Identity(), [nn.Identity()] * 2, [2, 3], nn.Identity(), "")
+    with pytest.raises(ValueError, match=f"channels must be 1 or more, not {count}$"):
+        FeatureExtractor("layers", backbone, count)
+
+
+# ---- plain means ---------------------------------------------------------------------------
+
+
+def means(layers, height, width):
+    """Of each 3x3 neighbourhood the cells that exist, then bilinear resizing; cell by cell."""
+    features = []
+    for layer in layers:
+        h, w = layer.shape[1:]
+        mean = np.empty((len(layer), h, w))
+        for i in range(h):
+            for j in range(w):
+                patch = layer[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
+                mean[:, i, j] = patch.mean(axis=(1, 2))
+        resized = np.empty((len(layer), height, width))
+        for i in range(height):
+            for j in range(width):  # the centre of the cell, in cells of the layer
+                y, x = (i + 0.5) * h / height - 0.5, (j + 0.5) * w / width - 0.5
+                y, x = min(max(y, 0), h - 1), min(max(x, 0), w - 1)
+                top, left = int(y), int(x)
+                bottom, right = min(top + 1, h - 1), min(left + 1, w - 1)
+                upper = mean[:, top, left] * (left + 1 - x) + mean[:, top, right] * (x - left)
+                lower = mean[:, bottom, left] * (left + 1 - x) + mean[:, bottom, right] * (x - left)
+                resized[:, i, j] = upper * (top + 1 - y) + lower * (y - top)
+        features.append(resized)
+    return np.concatenate(features)
+
+
+def test_a_mean_at_a_corner_is_of_the_four_cells_inside_the_image():
+    layer = torch.arange(12.0).view(1, 1, 3, 4)
+    backbone = Backbone(nn.Identity(), [Constant(layer)], [1], nn.Identity(), "", 8, "mean")
+    found = FeatureExtractor("layer", backbone)(torch.zeros(1, 3, 24, 32))[0, 0]
+    assert found.tolist() == [[2.5, 3, 4, 4.5], [4.5, 5, 6, 6.5], [6.5, 7, 8, 8.5]]
+
+
+@pytest.mark.parametrize("size", [(24, 40), (20, 33), (8, 8)])
+@pytest.mark.parametrize("shapes", [[(5, 3, 5), (3, 2, 3)], [(2, 2, 3), (4, 1, 1), (3, 5, 2)]])
+def test_means_and_resizing_by_hand(shapes, size):
+    """Layers finer than the grid, coarser, and of one cell alone; their channels in order."""
+    random = np.random.default_rng(0)
+    layers = [random.normal(size=shape) for shape in shapes]
+    expected = means(layers, math.ceil(size[0] / 8), math.ceil(size[1] / 8))
+    stages = [Constant(torch.tensor(layer[None], dtype=torch.float32)) for layer in layers]
+    channels = [shape[0] for shape in shapes]
+    backbone = Backbone(nn.Identity(), stages, channels, nn.Identity(), "", 8, "mean")
+    extractor = FeatureExtractor("layers", backbone)
+    found = extractor(torch.zeros(1, 3, *size))
+    assert extractor.out_channels == found.shape[1] == sum(channels)
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (100, 132), (97, 111)])
+def test_features_of_lite0_are_plain_means(lite0, size):
+    x = images(*size)
+    with torch.no_grad():
+        layers = layers_of(lite0, x)
+    assert [tuple(layer.shape[1:]) for layer in layers] == [
+        (channels, math.ceil(size[0] / 16), math.ceil(size[1] / 16)) for channels in (80, 112)
+    ]
+    grid = math.ceil(size[0] / 8), math.ceil(size[1] / 8)
+    found = lite0(x)
+    for number, features in enumerate(found):
+        expected = torch.tensor(means([layer[number].numpy() for layer in layers], *grid))
+        assert relative_error(features, expected) < 1e-5
+
+
+@pytest.mark.parametrize("out_channels", [384, 19, 21, 0])
+def test_means_have_as_many_channels_as_the_layers(out_channels):
+    backbone = replace(tiny_backbone(8), pooling="mean")
+    for given in (None, 20):
+        assert FeatureExtractor("tiny", backbone, given).out_channels == 20
+    with pytest.raises(ValueError) as refused:
+        FeatureExtractor("tiny", backbone, out_channels)
+    sentence = f"the features of tiny have 20 channels, not {out_channels}: leave the number out"
+    assert str(refused.value) == sentence
+
+
+def test_descriptions_name_layers_and_pooling(lite0):
+    assert lite0.describe() == "3x3 means of layers with 80 and 112 channels: 192 channels"
+    described = FeatureExtractor("tiny", tiny_backbone(8), 64).describe()
+    assert described == "PatchCore's post-processing of layers with 8 and 12 channels: 64 channels"
 
 
 # ---- the extractor -------------------------------------------------------------------------
@@ -176,7 +280,7 @@ def test_only_the_channels_that_a_layer_reaches_are_computed(lite0):
 
 def test_shape_dtype_and_description(lite0):
     features = lite0(images(256, 256))
-    assert features.shape == (2, 384, 32, 32)
+    assert features.shape == (2, 192, 32, 32) and lite0.out_channels == 192
     assert features.dtype == torch.float32
     assert lite0.stride == 8
     assert lite0.name == "efficientnet-lite0"
@@ -254,10 +358,15 @@ def test_a_backbone_of_any_stride(stride, size):
     extractor = FeatureExtractor("tiny", backbone, 64)
     features = extractor(x)
     assert extractor.stride == stride
-    assert features.shape == (2, 64, *(math.ceil(side / stride) for side in size))
+    grid = tuple(math.ceil(side / stride) for side in size)
+    assert features.shape == (2, 64, *grid)
     layers = [backbone.stages[0](backbone.normalise(x))]
     layers.append(backbone.stages[1](layers[0]))
     assert relative_error(features, patchcore(layers, 64)) < 1e-5
+    plain = FeatureExtractor("tiny", replace(backbone, pooling="mean"))(x)
+    assert plain.shape == (2, 20, *grid)
+    expected = means([layer[0].detach().numpy() for layer in layers], *grid)
+    assert relative_error(plain[0], torch.tensor(expected)) < 1e-5
 
 
 @pytest.mark.parametrize("stride, side", [(4, 256), (8, 512), (16, 1024)])
@@ -370,7 +479,9 @@ def test_lite0_folded():
     randomise_batch_norms(backbone.network).eval()
     untouched = copy.deepcopy(backbone.network)
     psi, x = FeatureExtractor("folded", backbone), images(64, 80, count=1)
+    literal = FeatureExtractor("folded", replace(backbone, pooling="patchcore"))
     assert batch_norms(nn.ModuleList(backbone.stages)) == 33
+    assert batch_norms(literal) == 0
     assert batch_norms(psi) == 0
     with torch.no_grad():
         layers = [backbone.stages[0](backbone.normalise(x))]
@@ -378,7 +489,9 @@ def test_lite0_folded():
         assert torch.equal(backbone.network(x / 255), untouched(x / 255))
     for found, expected in zip(layers_of(psi, x), layers, strict=True):
         assert relative_error(found, expected) < 1e-4
-    assert relative_error(psi(x), patchcore(layers, 384)) < 1e-4
+    expected = means([layer[0].numpy() for layer in layers], 8, 10)
+    assert relative_error(psi(x)[0], torch.tensor(expected)) < 1e-4
+    assert relative_error(literal(x), patchcore(layers, 384)) < 1e-4
 
 
 # ---- torchvision's networks ----------------------------------------------------------------
@@ -435,8 +548,10 @@ def test_torchvision_layer_by_layer(torchvision_net):
     assert [tuple(layer.shape[2:]) for layer in expected] == [(8, 10), (4, 5)]
     assert relative_error(features, patchcore(expected, 384)) < 1e-4
     assert (batch_norms(nn.ModuleList(backbone.stages)), batch_norms(psi)) == norms
-    assert psi.stride == 8
+    assert (psi.stride, psi.pooling, psi.out_channels) == (8, "patchcore", 384)
     assert "BSD" in psi.licence
+    first, second = channels.values()
+    assert f"PatchCore's post-processing of layers with {first} and {second}" in psi.describe()
 
 
 def test_torchvision_layers_survive_the_next_stage(torchvision_net):

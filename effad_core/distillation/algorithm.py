@@ -58,7 +58,7 @@ def distill(
 
     Args:
         teacher: a PDN with as many output channels as the extractor; line 1 is its construction.
-        extractor: Psi, with PatchCore's post-processing.
+        extractor: Psi.
         images: the images I_dist (ImageNet in the paper).
         schedule: see `DistillationSchedule`.
         held_out: images never trained on; their loss is logged every `5 * log_every` iterations.
@@ -276,6 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if (args.run_dir is None) == (args.measure is None):
         parser.error("give either --run-dir or --measure")
+    if args.start is not None and args.measure is not None:
+        parser.error("--measure measures a teacher as it is: leave --start out")
     with command_errors():
         _run(args)
 
@@ -294,7 +296,7 @@ def _run(args: argparse.Namespace) -> None:
     if (path := args.start or args.measure) is not None:
         weights, start = _read_teacher(path)
         if args.start is not None:
-            weights = starting_weights(weights, teacher)
+            weights = starting_weights(weights, teacher, path)
         load_weights(teacher, weights, path)
     if args.measure is not None:
         teacher.to(choose_device(args.device))

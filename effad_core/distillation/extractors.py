@@ -134,7 +134,7 @@ class FeatureExtractor(nn.Module):
         if backbone.pooling == "mean":
             self._pool_means(backbone.channels, out_channels)
         else:
-            self._pool_as_patchcore(backbone.channels, out_channels or PAPER_CHANNELS)
+            self._pool_as_patchcore(backbone.channels, out_channels)
         self.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
     def _pool_means(self, channels: list[int], out_channels: int | None) -> None:
@@ -149,11 +149,13 @@ class FeatureExtractor(nn.Module):
         means = (nn.AvgPool2d(3, 1, padding=1, count_include_pad=False) for _ in channels)
         self.pools = nn.ModuleList(means)
 
-    def _pool_as_patchcore(self, channels: list[int], out_channels: int) -> None:
-        self.out_channels = out_channels
+    def _pool_as_patchcore(self, channels: list[int], out_channels: int | None) -> None:
+        self.out_channels = PAPER_CHANNELS if out_channels is None else out_channels
+        if self.out_channels < 1:
+            raise ValueError(f"the number of channels must be 1 or more, not {out_channels}")
         self.pools = nn.ModuleList()
         self.spans = []  # the output channels that each layer reaches; the others are left out
-        for kernel in pooling_kernels(channels, out_channels):
+        for kernel in pooling_kernels(channels, self.out_channels):
             reached = kernel.flatten(1).any(1).nonzero().flatten().tolist()
             span = slice(reached[0], reached[-1] + 1)
             pool = nn.Conv2d(kernel.shape[1], len(kernel[span]), 3, padding=1, bias=False)

@@ -5,7 +5,9 @@ number of channels, or be a small one from which a medium one begins.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
+from effad_core.errors import RunError
 from effad_core.networks import PatchDescriptionNetwork
 
 import torch
@@ -15,28 +17,49 @@ SHIFT = 8.0  # standard deviations of a feature; hardly any output lies further 
 
 
 def starting_weights(
-    weights: Mapping[str, Tensor], teacher: PatchDescriptionNetwork
+    weights: Mapping[str, Tensor], teacher: PatchDescriptionNetwork, path: str | Path
 ) -> dict[str, Tensor]:
     """A known teacher's weights, fitted to a new teacher.
 
     Args:
         weights: of a PDN-S or PDN-M with any number of channels.
         teacher: the new one, with random weights, which is left as it is.
+        path: where the weights come from, for the error message.
 
     Returns:
         A state dict for it: the known weights; `widened` if they are a PDN-S's and the new teacher
-        is a PDN-M; the new teacher's own random weights where its number of channels differs.
+        is a PDN-M; the new teacher's own random weights where the number of channels, if it
+        differs, gives them another shape. Weights of any other network are returned as they are,
+        and `load_weights` will refuse them.
+
+    Raises:
+        RunError: if the weights are a PDN-M's and the new teacher is a PDN-S.
     """
+    if teacher.size == "small" and _are_of("medium", weights):
+        raise RunError(
+            f"{path} is a medium teacher, from which a small one cannot begin: give --size medium, "
+            "or the path of a small teacher"
+        )
+    if teacher.size == "medium" and _are_of("small", weights):
+        weights = widened(weights, PatchDescriptionNetwork("medium", len(weights["8.bias"])))
+    if not _are_of(teacher.size, weights):
+        return dict(weights)
     own = teacher.state_dict()
-    if teacher.size == "medium" and "8.weight" in weights and "10.weight" not in weights:
-        channels = len(weights["8.weight"])
-        small = PatchDescriptionNetwork("small", channels).state_dict()
-        if {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in small.items()}:
-            weights = widened(weights, PatchDescriptionNetwork("medium", channels))
     return {
-        name: own[name] if name in own and own[name].shape != value.shape else value
+        name: value if value.shape == own[name].shape else own[name]
         for name, value in weights.items()
     }
+
+
+def _are_of(size: str, weights: Mapping[str, Tensor]) -> bool:
+    """Whether weights have the names and shapes of a PDN with any number of channels."""
+    bias = weights.get({"small": "8.bias", "medium": "12.bias"}[size])
+    if bias is None or bias.ndim != 1 or not len(bias):
+        return False
+    with torch.device("meta"):  # shapes alone
+        known = PatchDescriptionNetwork(size, len(bias)).state_dict()
+    shapes = [{name: value.shape for name, value in part.items()} for part in (weights, known)]
+    return shapes[0] == shapes[1]
 
 
 def widened(small: Mapping[str, Tensor], medium: PatchDescriptionNetwork) -> dict[str, Tensor]:
