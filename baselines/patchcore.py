@@ -1,8 +1,8 @@
 """PatchCore: how far each patch's features are from the nearest ones of normal images.
 
 Roth, Pemula, Zepeda, Schölkopf, Brox, Gehler: Towards Total Recall in Industrial Anomaly Detection,
-CVPR 2022. As in the authors' code (https://github.com/amazon-science/patchcore-inspection), the
-anomaly score is the largest distance, without the paper's weighting by neighbours.
+CVPR 2022. As in the authors' code (https://github.com/amazon-science/patchcore-inspection), no
+distance is weighted by neighbours. The anomaly score is the maximum of the map at `image_size`.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ from effad_core.acceleration.precision import computing_in
 from effad_core.datasets import ResizedImages, Scenario
 from effad_core.detector import checked_image_size
 from effad_core.prediction import Predictor
+from effad_core.statistics import never_varies
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,8 @@ class PatchCore(nn.Module, Predictor):
         share: of the training patches that are kept in the memory.
         most_patches: if there are more training patches, so many are drawn at random, as many from
             each image, before the memory is chosen: a choice from millions takes hours.
-        standardise: divide each channel by its standard deviation over the training images, as the
-            teacher's channels are in EfficientAD.
+        standardise: divide each channel by its standard deviation over the training patches, as
+            the teacher's channels are in EfficientAD; one that never varies stays as it is.
         precision: of the features, as in `effad_core.acceleration.precision`; distances are always
             computed in float32.
 
@@ -76,6 +77,8 @@ class PatchCore(nn.Module, Predictor):
     ) -> "PatchCore":
         """Fill the memory with a coreset of the training images' patches.
 
+        Thresholds are taken away: they were of another memory.
+
         Args:
             scenario: only its training images are used.
             seed: of the random projection and the first patch.
@@ -84,10 +87,14 @@ class PatchCore(nn.Module, Predictor):
         self.use_device(device)
         self.full_scale = scenario.full_scale
         patches = torch.cat(list(self._training_patches(scenario, seed)))  # (patches, C)
-        self.deviation = patches.std(dim=0) if self.standardise else self.deviation.new_ones(1)
+        self.deviation = self.deviation.new_ones(1)
+        if self.standardise:
+            deviation, mean = torch.std_mean(patches, dim=0, correction=0)
+            self.deviation = deviation.masked_fill(never_varies(mean, deviation), 1)
         patches /= self.deviation
         kept = coreset(patches, max(1, round(self.share * len(patches))), seed)
         self.memory = patches[kept]
+        self.operating_point = self.pixel_operating_point = None
         return self
 
     def _training_patches(self, scenario: Scenario, seed: int) -> Iterator[Tensor]:
@@ -119,8 +126,9 @@ class PatchCore(nn.Module, Predictor):
         found = []
         for features in self._features(images):  # one image: its distances are already many
             patches = features.flatten(1).T / self.deviation
-            nearest = torch.cdist(patches, self.memory).amin(dim=1)
-            found.append(nearest.view(features.shape[1:]))
+            nearest = self.memory[torch.cdist(patches, self.memory).argmin(dim=1)]
+            # computed anew: cdist rounds small distances between long vectors to anything
+            found.append((patches - nearest).norm(dim=1).view(features.shape[1:]))
         return torch.stack(found)
 
     def combined_maps(self, images: Tensor) -> Tensor:

@@ -81,8 +81,8 @@ class EfficientAD(nn.Module, Predictor):
 
     Example:
         >>> detector = EfficientAD("small").load_teacher()
-        >>> sum(p.numel() for p in detector.parameters())
-        8057856
+        >>> detector.teacher.out_channels, detector.student.out_channels
+        (192, 384)
     """
 
     mu: Tensor
@@ -152,7 +152,7 @@ class EfficientAD(nn.Module, Predictor):
         """Load a distilled teacher; None takes the one shipped for this size.
 
         The detector then has as many channels as the teacher. If that is another number than
-        before, student and autoencoder are new, and statistics and quantiles have to be found.
+        before, it is as if it was new: train it.
 
         Teachers that others published load too: the state dict (.pth, .pt or .safetensors) of
         nelson1425/EfficientAD, of anomalib, and of whoever keeps its layers by the same names.
@@ -176,6 +176,7 @@ class EfficientAD(nn.Module, Predictor):
             self._build(channels)
             self.teacher.load_state_dict(teacher.state_dict())
             self.to(device)
+            self.card.pop("training", None)
         self.card["teacher"] = card
         return self
 
@@ -235,14 +236,21 @@ class EfficientAD(nn.Module, Predictor):
         Args:
             batches: uint8 images at image_size, each (N, 3, H, W); training images, for validation
                 images would no longer be new to the detector when it finds its quantiles.
+
+        Raises:
+            ValueError: for no images, or a map that is not finite.
         """
-        self.cell_means.fill_(1)
         total, count = torch.zeros_like(self.cell_means), 0
         for batch in batches:
             total += self._cells(batch).sum(dim=0)
             count += len(batch)
-        means = total / count
+        means = total / count if count else total
         means /= means.mean(dim=(1, 2), keepdim=True)
+        if not torch.isfinite(means).all():
+            raise ValueError(
+                "the cells have no finite means: there are no images, or the detector's weights "
+                "are damaged"
+            )
         self.cell_means.copy_((means + EVEN_SHARE) / (1 + EVEN_SHARE))
         self.quantiles.fill_(torch.nan)
         self.operating_point = self.pixel_operating_point = None
