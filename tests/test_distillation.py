@@ -40,6 +40,9 @@ class Colours(nn.Module):
 
     name, out_channels = "colours", 8
 
+    def describe(self):
+        return "mixtures of colours: 8 channels"
+
     def input_size(self, teacher_size):
         return 2 * teacher_size
 
@@ -57,6 +60,9 @@ class PaddedPDN(nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network
+
+    def describe(self):
+        return "a PDN: 8 channels"
 
     def input_size(self, teacher_size):
         return 2 * teacher_size
@@ -244,6 +250,7 @@ def test_teacher_file_loads_into_a_detector(network, narrow, pretraining, tmp_pa
         torch.testing.assert_close(p, q.detach(), rtol=1e-3, atol=1e-6)
     card = ad.card["teacher"]
     assert card["extractor"] == "colours" and card["iteration"] == 1
+    assert card["features"] == "mixtures of colours: 8 channels"
     inputs = F.avg_pool2d(draws(pretraining, TINY, (0, 0), range(5)).float() / 255, 2)
     with torch.no_grad():
         output = teacher((inputs - MEAN) / STD).double()
@@ -406,7 +413,7 @@ def test_unknown_optimizer():
 
 
 OPTIONS = (
-    *("--profile", "smoke", "--hold-out", "1", "--channels", "16", "--iterations", "1"),
+    *("--profile", "smoke", "--hold-out", "1", "--iterations", "1"),
     *("--precision", "float32"),  # also where bfloat16 is faster
 )
 
@@ -457,18 +464,21 @@ def test_measuring_and_going_on_from_a_teacher(drawn, tmp_path, capsys):
     main([*common, "--measure", str(path)])
     measured = float(capsys.readouterr().out.split("held-out loss ")[1])
     assert abs(measured - held) < 2e-3 * held  # half precision on disk
-    detector = EfficientAD(out_channels=16).load_teacher(path)  # student and autoencoder as well
+    detector = EfficientAD().load_teacher(path)  # student and autoencoder as well
     with torch.no_grad():
         maps = detector.squared_differences(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
-    assert [m.shape for m in maps] == [(1, 16, 56, 56)] * 2
+    assert [m.shape for m in maps] == [(1, 192, 56, 56)] * 2
+    features = "3x3 means of layers with 80 and 112 channels: 192 channels"
+    assert detector.card["teacher"]["features"] == features
     main([*common, "--start", str(path), "--run-dir", str(tmp_path / "b")])
     card = read_tensors(tmp_path / "b" / "teacher.safetensors", "teacher")[1]["card"]
     assert card["start"]["iteration"] == 1 and card["start"]["start"] is None
     checkpoint = tmp_path / "a" / "checkpoint.safetensors"
     main([*common, "--measure", str(checkpoint)])
     assert abs(float(capsys.readouterr().out.split("loss ")[-1]) - held) < 1e-3 * held
-    with pytest.raises(SystemExit):
-        main(common)
+    for wrong in ([], ["--measure", str(path), "--start", str(path)]):
+        with pytest.raises(SystemExit):
+            main([*common, *wrong])
 
 
 @pytest.mark.parametrize(
@@ -478,6 +488,7 @@ def test_measuring_and_going_on_from_a_teacher(drawn, tmp_path, capsys):
         ({"--hold-out": "99"}, "99 of 8 pretraining images cannot be held out"),
         ({"--start": "absent.safetensors"}, "absent.safetensors does not exist"),
         ({"--weights": "absent.pth"}, "absent.pth does not exist"),
+        ({"--channels": "384"}, "efficientnet-lite0 have 192 channels, not 384: leave the number"),
     ],
 )
 def test_what_the_command_cannot_use_is_one_sentence(drawn, tmp_path, change, sentence, refusal):

@@ -87,6 +87,9 @@ def prepare() -> dict:
 
         name, out_channels = "colours", 8
 
+        def describe(self):
+            return "mixtures of colours: 8 channels"
+
         def input_size(self, teacher_size):
             return 2 * teacher_size
 
