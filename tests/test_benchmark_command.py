@@ -418,13 +418,13 @@ def test_a_schedule_that_cannot_be(dataset, run, wrong):
 
 
 def test_a_teacher_that_is_none_is_one_sentence(dataset, run, drawn, narrow, tmp_path):
-    save_teacher(tmp_path / "wide.safetensors", narrow(out_channels=9).teacher, {})
+    save_teacher(tmp_path / "medium.safetensors", narrow(size="medium").teacher, {})
     narrow().save(tmp_path / "detector.safetensors")
     for path, text in (
         (tmp_path / "absent.safetensors", "there is no teacher"),
         (drawn[0], "is not a whole safetensors file"),
         (tmp_path / "detector.safetensors", "not a teacher"),
-        (tmp_path / "wide.safetensors", "is of another architecture"),
+        (tmp_path / "medium.safetensors", "is of another architecture"),
     ):
         _, content, code = run(dataset, "--teacher", path, fails=True)
         assert content is None and text in code and str(path) in code and code.count("\n") == 1

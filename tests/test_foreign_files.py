@@ -5,6 +5,7 @@ import json
 import re
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 from effad_core import EfficientAD, OperatingPoint, RunError
 from effad_core.distillation.algorithm import main as distil
@@ -192,7 +193,8 @@ NESTED = json.loads("[" * 90 + "]" * 90)
 STRANGE = [None, True, False, -1, 0, 3, 2.5, 10**9, 10**40, float("nan"), "", "x" * 9999, "\ud800"]
 STRANGE += [[], {}, [None], ["a", "b"], [10**9] * 2, [300.0, 300], [256] * 3, {"a": 1}, NESTED]
 KEYS = ["size", "padding", "image_size", "out_channels", "card", "operating_points"]
-WELCOME = {"padding": [True, False], "card": [{}, {"a": 1}], "operating_points": [{}, {"a": 1}]}
+WELCOME = {"padding": [False], "card": [{}, {"a": 1}], "operating_points": [{}, {"a": 1}]}
+CELLS = ("padding", True)  # its maps have other cells than the file's
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -204,7 +206,10 @@ def test_every_key_of_a_detectors_header(saved, key):
             assert EfficientAD.load(path).image_size == (256, 256)
         else:
             message = refused(path, EfficientAD.load)
-            assert ("has a header" in message) or ("damaged header" in message) or value == 3
+            other = value == 3 or (key, value) == CELLS
+            assert ("has a header" in message) or ("damaged header" in message) or other
+            if (key, value) == CELLS:
+                assert "'cell_means' has shape (2, 56, 56), expected (2, 64, 64)" in message
 
 
 @pytest.mark.parametrize(
@@ -257,9 +262,24 @@ def test_tensors_that_lack_or_are_too_many(saved):
     assert "has in addition" in refused(saved(**long), EfficientAD.load)
     path = saved()
     tensors, header = read_tensors(path, "detector")
-    for name in list(tensors)[::7]:
+    for name in tensors.keys() - {"cell_means"}:
         write_tensors(path, {k: v for k, v in tensors.items() if k != name}, header)
         assert f"lacks '{name}'" in refused(path, EfficientAD.load)
+
+
+def test_detectors_of_before_there_were_means_of_cells(saved):
+    tensors, header = read_tensors(path := saved(), "detector")
+    tensors.pop("cell_means")
+    write_tensors(path, tensors, header)
+    assert EfficientAD.load(path).cell_means.equal(torch.ones(2, 56, 56))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_means_of_cells_that_nothing_can_be_divided_by(saved, value):
+    means = torch.ones(2, 56, 56)
+    means[1, 3, 4] = value
+    message = refused(saved(cell_means=means), EfficientAD.load)
+    assert "has a cell mean that is not above 0" in message or "in 'cell_means'" in message
 
 
 @FUZZED
@@ -279,7 +299,7 @@ def test_a_detector_with_any_bytes_changed(saved, data):
         assert path.name in str(error) and str(error).isprintable()
         return
     assert all(tensor.isfinite().all() for tensor in ad.state_dict().values())
-    assert max(ad.image_size) <= 4096**2 and (ad.sigma > 0).all()
+    assert max(ad.image_size) <= 4096**2 and (ad.sigma > 0).all() and (ad.cell_means > 0).all()
     assert not ad.operating_point or isinstance(ad.operating_point, OperatingPoint)
 
 
@@ -292,7 +312,8 @@ def test_teachers_whose_card_is_no_card(narrow, drawn, tmp_path, card, monkeypat
     path = tmp_path / "teacher.safetensors"
     write_tensors(path, ad.teacher.state_dict(), {"kind": "teacher", "card": card})
     assert "'card' is missing or no dict" in refused(path, ad.load_teacher)
-    monkeypatch.setattr("effad_core.distillation.algorithm.open_extractor", lambda *_: None)
+    psi = SimpleNamespace(out_channels=8)
+    monkeypatch.setattr("effad_core.distillation.algorithm.open_extractor", lambda *_: psi)
     said = refusal(distil, drawn[0].parent, "--measure", path, "--hold-out", "1")
     assert "teacher.safetensors has a damaged header" in said
 
@@ -303,7 +324,8 @@ def test_a_checkpoint_to_start_from_with_a_damaged_header(
 ):
     path = tmp_path / "checkpoint.safetensors"
     write_tensors(path, {}, {"kind": "checkpoint", "iteration": 1, "config": {}} | change)
-    monkeypatch.setattr("effad_core.distillation.algorithm.open_extractor", lambda *_: None)
+    psi = SimpleNamespace(out_channels=8)
+    monkeypatch.setattr("effad_core.distillation.algorithm.open_extractor", lambda *_: psi)
     said = refusal(distil, drawn[0].parent, "--measure", path, "--hold-out", "1")
     assert "checkpoint.safetensors has a damaged header" in said
 
@@ -358,7 +380,7 @@ def test_checkpoints_that_would_break_the_next_step(tmp_path, change, message):
 
 # --- nothing in a file is ever run ----------------------------------------------------------------
 
-CODE = [path for part in ("effad_core", "notebooks", "benchmarks", "docs") for path in
+CODE = [path for part in ("effad_core", "baselines", "notebooks", "benchmarks", "docs") for path in
         sorted((ROOT / part).rglob("*.py"))]  # fmt: skip
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NEVER = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}  # modules

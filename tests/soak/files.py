@@ -131,7 +131,8 @@ def read_detector(path: Path) -> None:
     detector = EfficientAD.load(path)
     values = detector.state_dict()
     assert all(v.isfinite().all() for name, v in values.items() if name != "quantiles")
-    assert (detector.sigma > 0).all() and detector.out_channels == 8
+    assert (detector.sigma > 0).all() and (detector.cell_means > 0).all()
+    assert detector.out_channels == 8
     assert 256 <= min(detector.image_size) <= max(detector.image_size) <= 2**17
     if not values["quantiles"].isnan().all():
         detector.check_quantiles()
