@@ -30,6 +30,7 @@ def by_hand(ad, path):
     t = (t - ad.mu) / ad.sigma
     c = t.shape[1]
     raw = [((t - s[:, :c]) ** 2).mean(1), ((a - s[:, c:]) ** 2).mean(1)]
+    raw = [m / mean for m, mean in zip(raw, ad.cell_means, strict=True)]
     qa_st, qb_st, qa_ae, qb_ae = ad.quantiles.tolist()
     maps = []
     for m, qa, qb in zip(raw, (qa_st, qa_ae), (qb_st, qb_ae), strict=True):
@@ -45,10 +46,12 @@ def by_hand(ad, path):
     return combined.max(), own
 
 
-@pytest.mark.parametrize("padding", [False, True])
-def test_predict_is_algorithm_2(drawn, padding):
+@pytest.mark.parametrize("padding, divided", [(False, False), (True, False), (False, True)])
+def test_predict_is_algorithm_2(drawn, padding, divided):
     torch.manual_seed(3)
     ad = EfficientAD(padding=padding)
+    if divided:
+        ad.cell_means.uniform_(0.5, 2)
     ad.mu.normal_(0, 0.01)
     ad.sigma.uniform_(0.02, 0.05)
     ad.quantiles.copy_(torch.tensor([0.9, 1.3, 0.001, 0.002]))
@@ -371,6 +374,142 @@ def test_load_teacher(tmp_path, monkeypatch):
     write_tensors(tmp_path / "bare.safetensors", network.state_dict(), {"kind": "teacher"})
     with pytest.raises(RunError, match="bare.safetensors has a damaged header: 'card' is missing"):
         EfficientAD().load_teacher(tmp_path / "bare.safetensors")
+
+
+def state(ad):
+    return {name: value.clone() for name, value in ad.state_dict().items()}
+
+
+def is_state(ad, before):
+    """Bit by bit; NaN equals NaN."""
+    now = ad.state_dict()
+    assert now.keys() == before.keys()
+    return all(
+        now[name].shape == value.shape and torch.equal(now[name].nan_to_num(), value.nan_to_num())
+        for name, value in before.items()
+    )
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_a_teacher_of_other_channels_makes_a_new_detector(narrow, drawn, tmp_path, padding):
+    ad, other = narrow(padding=padding), narrow(seed=9, out_channels=5)
+    path = tmp_path / "teacher.safetensors"
+    save_teacher(path, other.teacher, {"extractor": "stub"})
+    ad.mu.fill_(3)
+    ad.cell_means.fill_(2)
+    ad.threshold = ad.pixel_threshold = 0.5
+    ad.card["training"] = {"seed": 3}
+    ad.precision = "bfloat16"
+    assert ad.load_teacher(path) is ad
+    assert (ad.out_channels, ad.teacher.out_channels, ad.student.out_channels) == (5, 5, 10)
+    for p, q in zip(ad.teacher.parameters(), other.teacher.parameters(), strict=True):
+        assert torch.equal(p, q.half().float()) and not p.requires_grad
+    assert ad.teacher.padding == ad.student.padding == padding
+    assert all(p.requires_grad for p in ad.student.parameters())
+    assert ad.mu.equal(torch.zeros(5, 1, 1)) and ad.sigma.equal(torch.ones(5, 1, 1))
+    assert ad.quantiles.isnan().all() and (ad.cell_means == 1).all()
+    assert ad.operating_point is None and ad.pixel_operating_point is None
+    assert ad.card == {"teacher": {"extractor": "stub"}} and ad.precision == "bfloat16"
+    assert not ad.training and not any(part.training for part in ad.modules())
+    with pytest.raises(ValueError, match="no quantiles yet"):
+        ad.predict(drawn[0])
+    x = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
+    with torch.no_grad():
+        assert {d.shape[1] for d in ad.squared_differences(x)} == {5}
+    ad.quantiles.copy_(torch.tensor([0.1, 0.4, 0.01, 0.05]))
+    ad.save(tmp_path / "x.safetensors")
+    assert is_state(EfficientAD.load(tmp_path / "x.safetensors", "cpu"), state(ad))
+
+
+def test_a_teacher_of_as_many_channels_draws_no_random_numbers(narrow, tmp_path):
+    ad = narrow()
+    ad.threshold = 0.5
+    before, teacher = state(ad), narrow(seed=9).teacher
+    save_teacher(tmp_path / "teacher.safetensors", teacher, {})
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    ad.load_teacher(tmp_path / "teacher.safetensors")
+    assert torch.rand(1) == expected and ad.threshold == 0.5
+    after = {f"teacher.{name}": value.half() for name, value in teacher.state_dict().items()}
+    assert is_state(ad, before | after)
+
+
+def test_a_new_detector_stays_on_its_device(narrow, tmp_path):
+    save_teacher(tmp_path / "teacher.safetensors", narrow(out_channels=5).teacher, {})
+    ad = narrow().to("meta").load_teacher(tmp_path / "teacher.safetensors")
+    assert ad.device.type == "meta"
+    assert {value.device.type for value in ad.state_dict().values()} == {"meta"}
+
+
+WRONG = {  # of the last layer of a teacher with five channels
+    "two counts": {"8.bias": torch.zeros(6)},
+    "another two": {"8.weight": torch.zeros(6, 8, 4, 4)},
+    "none": {"8.bias": torch.zeros(0), "8.weight": torch.zeros(0, 8, 4, 4)},
+    "too many": {"8.bias": torch.zeros(4097), "8.weight": torch.zeros(4097, 8, 4, 4)},
+    "a number": {"8.bias": torch.tensor(1.0)},
+    "a matrix": {"8.bias": torch.zeros(5, 1)},
+    "NaN": {"8.bias": torch.full((5,), torch.nan)},
+    "a layer more": {"9.bias": torch.zeros(5)},
+    "another layer": {"3.bias": torch.zeros(7)},
+}
+
+
+@pytest.mark.parametrize("channels", [5, 8])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_damaged_teacher_leaves_the_detector_as_it_was(narrow, tmp_path, wrong, channels):
+    ad, path = narrow(), tmp_path / "teacher.safetensors"
+    ad.threshold = 0.5
+    before, card = state(ad), dict(ad.card)
+    weights = narrow(seed=9, out_channels=channels).teacher.state_dict()
+    write_tensors(path, weights | WRONG[wrong], {"kind": "teacher", "card": {"extractor": "stub"}})
+    sentence = "teacher.safetensors (is of another architecture|holds NaN or infinite values)"
+    with pytest.raises(RunError, match=sentence):
+        ad.load_teacher(path)
+    assert is_state(ad, before) and ad.out_channels == 8
+    assert ad.card == card and ad.threshold == 0.5
+
+
+def test_means_of_cells_are_numpys(narrow, drawn):
+    ad = narrow()
+    ad.threshold = ad.pixel_threshold = 0.5
+    images = torch.stack([to_tensor(resize(read_image(path), (256, 256))) for path in drawn[:5]])
+    x = images.float() / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    x /= torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    with torch.no_grad():
+        t, s, a = (ad.teacher(x) - ad.mu) / ad.sigma, ad.student(x), ad.autoencoder(x)
+    maps = [((t - s[:, :8]) ** 2).mean(1), ((a - s[:, 8:]) ** 2).mean(1)]
+    cells = np.stack(maps).mean(1, dtype=np.float64)  # (2, 56, 56)
+    expected = (cells / cells.mean((1, 2), keepdims=True) + 0.3) / 1.3
+    ad.cell_means.fill_(7)  # what was there before does not count
+    for sizes in ([2, 2, 1], [5]):
+        ad.quantiles.copy_(torch.tensor([0.1, 0.4, 0.01, 0.05]))
+        ad.find_cell_means(images.split(sizes))
+        np.testing.assert_allclose(ad.cell_means, expected, rtol=1e-4)
+        np.testing.assert_allclose(ad.cell_means.mean((1, 2)), 1, rtol=1e-5)
+    assert ad.quantiles.isnan().all()
+    assert ad.operating_point is None and ad.pixel_operating_point is None
+
+
+def test_means_of_cells_that_cannot_be_found_change_nothing(narrow, drawn):
+    ad = narrow()
+    ad.threshold = 0.5
+    ad.cell_means.uniform_(0.5, 2)
+    before = state(ad)
+
+    def unreadable():
+        yield torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
+        raise DataError("a.png is empty")
+
+    with pytest.raises(DataError, match="a.png"):
+        ad.find_cell_means(unreadable())
+    with pytest.raises(ValueError, match="no finite means: there are no images"):
+        ad.find_cell_means([])
+    assert is_state(ad, before) and ad.threshold == 0.5
+    ad.student[0].bias.data[0] = torch.nan
+    with pytest.raises(ValueError, match="weights are damaged"):
+        ad.find_cell_means([torch.zeros(1, 3, 256, 256, dtype=torch.uint8)])
+    assert torch.equal(ad.cell_means, before["cell_means"])
 
 
 def test_a_new_student_leaves_the_teacher_alone():

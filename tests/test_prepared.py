@@ -15,6 +15,7 @@ def trained(size="small", **options):
     detector = EfficientAD(size, **options)
     detector.mu.normal_(0, 0.01)
     detector.sigma.uniform_(0.02, 0.05)
+    detector.cell_means.uniform_(0.5, 2)
     detector.quantiles.copy_(torch.tensor([0.7, 1.1, 0.001, 0.003]))
     return detector
 

@@ -162,15 +162,44 @@ def assert_quantiles(ad, scenario):
         with torch.no_grad():
             t, s, a = (ad.teacher(x) - ad.mu) / ad.sigma, ad.student(x), ad.autoencoder(x)
         c = t.shape[1]
-        for name, d in (("st", t - s[:, :c]), ("ae", a - s[:, c:])):
-            m = F.interpolate((d**2).mean(1, keepdim=True), (224, 224), mode="bilinear")
+        both = ("st", t - s[:, :c]), ("ae", a - s[:, c:])
+        for (name, d), means in zip(both, ad.cell_means, strict=True):
+            m = (d**2).mean(1, keepdim=True) / means
+            m = F.interpolate(m, (224, 224), mode="bilinear")
             maps[name].append(np.pad(m[0, 0].double().numpy(), 16, mode="edge"))
     expected = [np.quantile(maps[name], q) for name in ("st", "ae") for q in (0.9, 0.995)]
     np.testing.assert_allclose(ad.quantiles, expected, rtol=1e-4)
 
 
 def test_quantiles_are_numpys_over_the_validation_maps(trained, scenario):
+    assert (trained[0].cell_means == 1).all()  # as in the paper
     assert_quantiles(trained[0], scenario)
+
+
+@pytest.mark.parametrize("most, taken", [(128, 1), (3, 2), (2, 2), (1, 4)])
+def test_cells_are_divided_by_their_means_over_training_images(
+    narrow, scenario, pretraining, monkeypatch, most, taken
+):
+    """Of all training images, or evenly of at most so many; before the quantiles are found."""
+    monkeypatch.setattr(training, "CELL_IMAGES", most)
+    ad, plain = narrow(), narrow()
+    ad.cell_means.fill_(3)  # of a training before
+    train(plain, scenario, TWO, pretraining, seed=SEED)
+    train(ad, scenario, replace(TWO, divide_cells=True), pretraining, seed=SEED)
+    x = torch.cat([pixels(Image.open(sample.path)) for sample in scenario.train[::taken]])
+    with torch.no_grad():
+        t, s, a = (
+            (plain.teacher(x) - plain.mu) / plain.sigma,
+            plain.student(x),
+            plain.autoencoder(x),
+        )
+    maps = [((t - s[:, :8]) ** 2).mean(1), ((a - s[:, 8:]) ** 2).mean(1)]
+    cells = np.stack(maps).mean(1, dtype=np.float64)
+    expected = (cells / cells.mean((1, 2), keepdims=True) + 0.3) / 1.3
+    np.testing.assert_allclose(ad.cell_means, expected, rtol=1e-3)
+    assert np.ptp(ad.cell_means.numpy(), (1, 2)).min() > 0.1
+    assert_quantiles(ad, scenario)
+    assert (plain.cell_means == 1).all()
 
 
 def test_the_saved_detector_is_the_trained_one(trained, drawn):
@@ -487,6 +516,7 @@ def test_paper_schedule_is_algorithm_1():
     assert (paper.iterations, paper.learning_rate, paper.weight_decay) == (70_000, 1e-4, 1e-5)
     assert (paper.hard_quantile, paper.penalty, paper.precision) == (0.999, True, "float32")
     assert paper.autoencoder_iterations == paper.cache_megabytes == 0 and not paper.cosine
+    assert not paper.divide_cells
     # lines 42-44: the iteration 66,501 (step 66,500) still updates with 1e-4, then the rate decays
     assert [paper.learning_rates_at(step) for step in (0, 66_500)] == [(1e-4, 1e-4)] * 2
     for step in (66_501, 69_999):
