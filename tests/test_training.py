@@ -183,7 +183,8 @@ def test_cells_are_divided_by_their_means_over_training_images(
     """Of all training images, or evenly of at most so many; before the quantiles are found."""
     monkeypatch.setattr(training, "CELL_IMAGES", most)
     ad, plain = narrow(), narrow()
-    ad.cell_means.fill_(3)  # of a training before
+    for detector in (ad, plain):
+        detector.cell_means.fill_(3)  # of a training before
     train(plain, scenario, TWO, pretraining, seed=SEED)
     train(ad, scenario, replace(TWO, divide_cells=True), pretraining, seed=SEED)
     x = torch.cat([pixels(Image.open(sample.path)) for sample in scenario.train[::taken]])
