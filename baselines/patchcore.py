@@ -8,7 +8,7 @@ distance is weighted by neighbours. The anomaly score is the maximum of the map 
 from collections.abc import Iterator
 
 from effad_core.acceleration.devices import choose_device
-from effad_core.acceleration.precision import computing_in
+from effad_core.acceleration.precision import computing_in, resolve_precision
 from effad_core.datasets import ResizedImages, Scenario
 from effad_core.detector import checked_image_size
 from effad_core.prediction import Predictor
@@ -35,8 +35,11 @@ class PatchCore(nn.Module, Predictor):
             each image, before the memory is chosen: a choice from millions takes hours.
         standardise: divide each channel by its standard deviation over the training patches, as
             the teacher's channels are in EfficientAD; one that never varies stays as it is.
-        precision: of the features, as in `effad_core.acceleration.precision`; distances are always
-            computed in float32.
+        precision: of the features, as in `resolve_precision`; "auto" is settled by `fit`. Distances
+            are always computed in float32.
+
+    Raises:
+        ValueError: for a share or an image size out of range.
 
     Example:
         >>> patchcore = PatchCore(open_extractor(), share=0.001).fit(scenario)
@@ -83,8 +86,16 @@ class PatchCore(nn.Module, Predictor):
             scenario: only its training images are used.
             seed: of the random projection and the first patch.
             device: as in `use_device`.
+
+        Returns:
+            Itself.
+
+        Raises:
+            DataError: for an image that cannot be read.
+            ValueError: for an unknown precision or device.
         """
         self.use_device(device)
+        self.precision = resolve_precision(self.precision, self.device)
         self.full_scale = scenario.full_scale
         patches = torch.cat(list(self._training_patches(scenario, seed)))  # (patches, C)
         self.deviation = self.deviation.new_ones(1)
@@ -123,11 +134,12 @@ class PatchCore(nn.Module, Predictor):
         """
         if self.memory.numel() == 0:
             raise ValueError("the memory is empty: call fit first")
-        found = []
+        centre, found = self.memory.mean(dim=0), []  # shorter vectors, smaller rounding errors
+        memory = self.memory - centre
         for features in self._features(images):  # one image: its distances are already many
-            patches = features.flatten(1).T / self.deviation
-            nearest = self.memory[torch.cdist(patches, self.memory).argmin(dim=1)]
-            # computed anew: cdist rounds small distances between long vectors to anything
+            patches = features.flatten(1).T / self.deviation - centre
+            nearest = memory[torch.cdist(patches, memory).argmin(dim=1)]
+            # computed anew, for cdist takes the difference of large squares
             found.append((patches - nearest).norm(dim=1).view(features.shape[1:]))
         return torch.stack(found)
 
@@ -150,6 +162,7 @@ def coreset(patches: Tensor, count: int, seed: int = 0) -> Tensor:
         Their numbers, shape (count,).
     """
     generator = torch.Generator().manual_seed(seed)
+    patches = patches - patches.mean(dim=0)  # the squares below are then small
     if patches.shape[1] > PROJECTED:
         projection = torch.randn(patches.shape[1], PROJECTED, generator=generator)
         patches = patches @ projection.to(patches.device) / PROJECTED**0.5

@@ -1,7 +1,7 @@
 """Which features suit the teacher: PatchCore on each of them, on the development scenarios.
 
-    python benchmarks/psi.py solar-mono tray path/to/mvtec_ad/bottle path/to/mvtec_ad/transistor
-    python benchmarks/psi.py solar-mono --teacher build/distil/small/teacher.safetensors
+    python -m benchmarks.psi solar-mono tray path/to/mvtec_ad/bottle path/to/mvtec_ad/transistor
+    python -m benchmarks.psi solar-mono --teacher build/distil/small/teacher.safetensors
 
 Features of a pretrained backbone are read as Algorithm 3 reads them, from images of 512 pixels;
 those of a teacher from images of 256. Of each scenario, 120 training and 60 normal and 60 anomalous
@@ -27,7 +27,8 @@ import numpy as np
 from torch import Tensor, nn
 
 TRAINING, TEST = 120, 60  # images
-# blocks of EfficientNet-Lite, and what becomes of them
+CHANNELS = (16, 24, 40, 80, 112)  # of the groups of blocks of EfficientNet-Lite0
+# groups that are layers, and what becomes of them
 CHOICES = [
     ((2, 4), "patchcore"),
     ((2, 4), "mean"),
@@ -57,10 +58,8 @@ def blocks_of(backbone: Backbone, blocks: Sequence[int], pooling: str) -> Backbo
         stages.append(nn.Sequential(*net.blocks[begun : block + 1]))
         begun = block + 1
     stages[0] = nn.Sequential(net.conv_stem, net.bn1, *stages[0])
-    channels = [net.feature_info[block]["num_chs"] for block in range(5)]
-    return replace(
-        backbone, stages=stages, channels=[channels[block] for block in blocks], pooling=pooling
-    )
+    channels = [CHANNELS[block] for block in blocks]
+    return replace(backbone, stages=stages, channels=channels, pooling=pooling)
 
 
 def features(teachers: Sequence[str], size: str) -> Iterator[tuple[str, nn.Module, int]]:
@@ -107,9 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, network, image_size in features(args.teacher, args.size):
                 measured = []
                 for standardise in (False, True):
-                    patchcore = PatchCore(
-                        network, image_size, 0.04, standardise=standardise, precision="auto"
-                    ).fit(scenario)
+                    patchcore = PatchCore(network, image_size, 0.04, standardise=standardise).fit(
+                        scenario
+                    )
                     groups = evaluate(patchcore, scenario, keep_maps=False).metrics()
                     kinds = [kind for kind in KINDS if kind in groups] or ["all"]
                     measured.append(" ".join(f"{groups[k]['image_auroc']:.3f}" for k in kinds))

@@ -4,12 +4,15 @@ import json
 from dataclasses import replace
 
 from effad_core.datasets import DefectKind, Sample
+from effad_core.deployment.inspection import fit_thresholds
 from effad_core.errors import DataError
-from effad_core.evaluation.scores import MAPS, Evaluation, evaluate
+from effad_core.evaluation.scores import Evaluation, evaluate
 from effad_core.metrics import aupro, auspro
+from effad_core.prediction import MAPS, Predictor
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -58,6 +61,87 @@ def test_refused(narrow, drawn, scenario):
         evaluate(narrow(), [Sample(drawn[0], 0, "good")]).auroc()
     with pytest.raises(DataError, match="absent.png does not exist"):
         evaluate(narrow(), scenario)
+
+
+# ---- a predictor with one map --------------------------------------------------------------
+
+
+class Brightness(Predictor):
+    """Bright pixels are anomalous: one map, the mean of the three colours."""
+
+    map_names = ("combined",)
+    image_size = (33, 35)  # an eighth of the drawn images
+    operating_point = pixel_operating_point = None
+
+    def use_device(self, device=None):
+        pass
+
+    def combined_maps(self, images):
+        return images.float().mean(dim=1, keepdim=True)
+
+
+def brightness(path):
+    """(score, map at the image's own size), by Pillow and numpy."""
+    small = np.asarray(Image.open(path).resize((35, 33), Image.BILINEAR), np.float32).mean(2)
+    return small.max(), np.asarray(Image.fromarray(small).resize((280, 264), Image.BILINEAR))
+
+
+def test_a_predictor_with_one_map_predicts(drawn):
+    for path, found in zip(drawn, Brightness().predict(drawn, batch_size=3), strict=True):
+        score, m = brightness(path)
+        assert found.score == pytest.approx(score, rel=1e-5) and isinstance(found.score, float)
+        np.testing.assert_allclose(found.map, m, rtol=1e-4)
+        for part in (found.st_map, found.ae_map):
+            assert part.shape == (264, 280) and part.dtype == np.float32 and np.isnan(part).all()
+        assert np.isnan(found.st_score) and np.isnan(found.ae_score)
+
+
+def test_a_map_that_is_not_finite_is_refused_if_it_is_the_only_one_too(drawn, monkeypatch):
+    maps = torch.zeros(2, 1, 33, 35)
+    maps[1, 0, 3, 4] = torch.nan
+    monkeypatch.setattr(Brightness, "combined_maps", lambda *_: maps)
+    with pytest.raises(ValueError, match=f"the anomaly map of .*{drawn[1].name} contains NaN"):
+        Brightness().predict(drawn[:2])
+
+
+def test_a_predictor_with_one_map_is_evaluated(drawn, tmp_path):
+    """Its metrics are those of the combined map; no file holds NaN."""
+    masks = [tmp_path / f"{index}.png" for index in range(4)]
+    for index, path in enumerate(masks):
+        mask = np.zeros((264, 280), np.uint8)
+        mask[20 * index : 90, 50:200] = 255
+        Image.fromarray(mask).save(path)
+    kinds = ["good"] * 4 + ["structural_anomalies", "logical_anomalies"] * 2
+    samples = [
+        Sample(path, int(index > 3), kind, (masks[index - 4],) if index > 3 else ())
+        for index, (path, kind) in enumerate(zip(drawn, kinds, strict=True))
+    ]
+    predictor = Brightness()
+    result = evaluate(predictor, samples, batch_size=3)
+    expected = [brightness(path) for path in drawn]
+    assert list(result.scores) == ["combined"] and list(result.auroc()) == ["combined"]
+    np.testing.assert_allclose(result.scores["combined"], [s for s, _ in expected], rtol=1e-5)
+    labels = [sample.label for sample in samples]
+    metrics = result.save(tmp_path / "run")
+    assert list(metrics) == ["all", "logical_anomalies", "structural_anomalies", "mean"]
+    area = roc_auc_score(labels, [s for s, _ in expected])
+    assert metrics["all"]["image_auroc"] == pytest.approx(area)
+    truth = [sample.load_mask() for sample in samples]
+    area = aupro([m for _, m in expected], truth, 0.3)
+    assert metrics["all"]["aupro_0.3"] == pytest.approx(area, rel=1e-3)
+    for found in metrics.values():
+        assert {name for name in found if name.startswith("image_")} == {
+            "image_auroc", "image_auprc"
+        }  # fmt: skip
+    text = (tmp_path / "run" / "metrics.json").read_text()
+    assert "NaN" not in text and set(json.loads(text)["images"][0]) == {
+        "image", "label", "combined"
+    }  # fmt: skip
+    part = result.subset("logical_anomalies")
+    assert list(part.scores) == ["combined"] and len(part.scores["combined"]) == 6
+    fit_thresholds(predictor, samples[:4], 0.5, guarantee="average")
+    assert predictor.threshold in result.scores["combined"]
+    assert predictor.predict(drawn[0]).is_anomalous in (True, False)
 
 
 KINDS = (DefectKind("hole", 255, 1.0, True), DefectKind("missing", 254, 4.0, False))
