@@ -53,10 +53,11 @@ def pretraining_penalty(student_output: Tensor) -> Tensor:
     It keeps the student from learning to imitate the teacher beyond the training images.
 
     Args:
-        student_output: S(P), the first 384 channels only, shape (N, 384, H, W).
+        student_output: S(P), the first half of its channels only, shape (N, C, H, W);
+            C is 384 in the paper.
 
     Returns:
-        A scalar: (384 HW)^-1 times the summed squared Frobenius norms of the channels.
+        A scalar: (C HW)^-1 times the summed squared Frobenius norms of the channels.
 
     Example:
         >>> pretraining_penalty(torch.tensor([[[[1.0, 3.0]]]]))

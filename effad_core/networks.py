@@ -1,8 +1,9 @@
 """The three architectures of EfficientAD: the patch description network and the autoencoder.
 
-`PatchDescriptionNetwork` is both teacher T (384 output channels) and student S (768); it is fully
-convolutional, and each of its output cells describes one 33x33 patch of the image. `Autoencoder`
-is A: it squeezes the whole image through a 64-channel bottleneck. Notebook 01 builds them by hand.
+`PatchDescriptionNetwork` is both teacher T (384 output channels in the paper) and student S (twice
+as many); it is fully convolutional, and each of its output cells describes one 33x33 patch of the
+image. `Autoencoder` is A: it squeezes the whole image through a 64-channel bottleneck. Notebook 01
+builds them by hand.
 """
 
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ class PatchDescriptionNetwork(nn.Sequential):
 
     Args:
         size: "small" (Table 1) or "medium" (Table 2).
-        out_channels: 384 for a teacher, 768 for a student.
+        out_channels: in the paper 384 for a teacher, 768 for a student.
         padding: pad convolutions and poolings as the tables say; without it every cell sees only
             real pixels (the paper reports its results so).
 

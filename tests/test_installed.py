@@ -62,7 +62,7 @@ print("predicted:", len(list(Path("verdicts").rglob("*.png"))))
 
 refused(open_scenario, "solar-mono")
 refused(open_extractor)
-refused(open_extractor, "efficientnet-lite0", 384, "some.pt")
+refused(open_extractor, "efficientnet-lite0", None, "some.pt")
 refused(lambda: effad_core.ThresholdExplorer)
 detector = EfficientAD.load("run/detector.safetensors")
 detector.precision = "float32"  # an ONNX file admits no other
@@ -137,6 +137,8 @@ def test_a_wheel_trains_and_predicts_without_the_checkout_and_without_extras(dra
         ("onnx", '"effad-core[export]"'),
     ]
     assert (site / "effad_core" / "py.typed").is_file()
+    installed = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
+    assert installed == {"bin", "effad_core", "parts_tray"}  # and no baselines
 
 
 def test_what_is_shipped_is_what_the_repository_has():

@@ -66,7 +66,7 @@ def modules(packages):
 
 def foreign_imports(source):
     """What a module imports of others' packages: when it is loaded, and inside of functions."""
-    ours = sys.stdlib_module_names | {"effad_core", "parts_tray"}
+    ours = sys.stdlib_module_names | {"baselines", "effad_core", "parts_tray"}
     at_once, later = set(), set()
 
     def read(node, found):
@@ -83,8 +83,9 @@ def foreign_imports(source):
 
 
 def imported():
-    """Module of effad_core and parts_tray -> its `foreign_imports`."""
-    paths = [path for room in ("effad_core", "parts_tray") for path in (ROOT / room).rglob("*.py")]
+    """Module of effad_core, parts_tray and baselines -> its `foreign_imports`."""
+    rooms = ("effad_core", "parts_tray", "baselines")
+    paths = [path for room in rooms for path in (ROOT / room).rglob("*.py")]
     assert len(paths) > 50
     return {
         path.relative_to(ROOT).as_posix(): foreign_imports(path.read_text(encoding="utf-8"))

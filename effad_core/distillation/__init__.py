@@ -2,6 +2,7 @@
 
 * `algorithm`: the loop, and the command `effad distill`; `schedule`: how long it runs
 * `pairs`: its training batches; `extractors`: Psi; `backbones`: the pretrained networks behind it
-* `muon`: an optimiser for short runs; `distributed`: several processes, started by torchrun
+* `start`: a known teacher to begin from; `muon`: an optimiser for short runs
+* `distributed`: several processes, started by torchrun
 * `teacher_check`: does a teacher suit your images?
 """

@@ -16,7 +16,12 @@ def pipeline_diagram() -> Figure:
     boxes = {  # name: x, y of the middle, text, colour
         "image": (1.0, 2.3, "image", GRAY),
         "T": (4.2, 3.8, "teacher T\nfixed: distilled from a\npretrained network", NORMAL),
-        "S": (4.2, 2.3, "student S\ntrained on normal images,\n2 × 384 channels", GREEN),
+        "S": (
+            4.2,
+            2.3,
+            "student S\ntrained on normal images,\ntwice the teacher's channels",
+            GREEN,
+        ),
         "A": (4.2, 0.8, "autoencoder A\ntrained on normal images,\n64-number bottleneck", PURPLE),
         "ST": (7.9, 3.1, "T − S: local\n(structural) anomalies", ANOMALOUS),
         "AE": (7.9, 1.5, "A − S: global\n(logical) anomalies", ANOMALOUS),
