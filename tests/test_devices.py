@@ -289,6 +289,7 @@ def test_a_training_leaves_nothing_behind_and_waits_only_for_rows(
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: waits.append(None))
     monkeypatch.setattr(training, "channel_statistics", statistics_of_fakes)
     monkeypatch.setattr(EfficientAD, "find_quantiles", lambda *_: None)
+    monkeypatch.setattr(EfficientAD, "find_cell_means", lambda *_: None)
     monkeypatch.setattr(EfficientAD, "initialise_student", lambda _: None)
     detector = narrow_one
     schedule = Schedule.smoke(iterations=7, autoencoder_iterations=3, precision="bfloat16")
