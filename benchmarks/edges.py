@@ -4,7 +4,8 @@
 
 The first table counts, over the scenario's normal test images, how many maps have their maximum
 within 16 pixels of the border and within a 32-pixel square at a corner, with the cells divided by
-their means over training images and without; beside it stands the share of the area. The second
+their means over training images and without. Beside it stand the share of the area and the image
+AU-ROC of all test images. The second
 asks what makes the border different: the mean of the outermost two rings of cells, relative to the
 cells inside, on the same images and on textures that have no edge of their own (crops of
 photographs of grass, gravel and bricks). What is left on textures comes from the networks.
@@ -14,10 +15,10 @@ import argparse
 from collections.abc import Sequence
 
 from effad_core import EfficientAD, open_scenario
-from effad_core.acceleration.precision import computing_in
 from effad_core.datasets.resized import ResizedImages
 from effad_core.datasets.transforms import to_tensor
 from effad_core.errors import command_errors
+from effad_core.metrics import image_auroc
 from effad_core.prediction import MAPS
 
 import numpy as np
@@ -46,12 +47,7 @@ def shares(maps: Tensor) -> tuple[float, float]:
 
 def ring_ratios(detector: EfficientAD, batches: Sequence[Tensor]) -> list[float]:
     """Mean of the outermost rings of the two maps' cells, relative to those inside."""
-    cells = []
-    for batch in batches:
-        with torch.inference_mode(), computing_in(detector.precision, detector.device):
-            pair = detector.squared_differences(batch.to(detector.device))
-        cells.append(torch.stack([d.float().mean(dim=1) for d in pair]).sum(dim=1).cpu())
-    total = torch.stack(cells).sum(dim=0)  # (2, h, w)
+    total = torch.stack([detector.cells(batch).sum(dim=0).cpu() for batch in batches]).sum(dim=0)
     inside = torch.zeros(total.shape[1:], dtype=torch.bool)
     inside[RINGS:-RINGS, RINGS:-RINGS] = True
     return [(m[~inside].mean() / m[inside].mean()).item() for m in total]
@@ -78,30 +74,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     with command_errors():
         detector, scenario = EfficientAD.load(args.detector), open_scenario(args.scenario)
-    normal = [sample for sample in scenario.test if not sample.label]
-    batches = list(ResizedImages(normal, detector.image_size).batches(8))
+    test = ResizedImages(scenario.test, detector.image_size)
+    labels = np.array([sample.label for sample in scenario.test])
+    validation = ResizedImages(scenario.validation, detector.image_size)
     height, width = detector.image_size
     area = 1 - (1 - 2 * BORDER / height) * (1 - 2 * BORDER / width)
-    print(f"maxima of {len(normal)} normal test images       border  corner")
-    print(f"{'share of the area':<42} {area:>6.2f}  {4 * CORNER**2 / (height * width):>6.2f}")
-    for divided in (False, True):
-        if not divided:
-            known = detector.cell_means.clone(), detector.quantiles.clone()
-            validation = ResizedImages(scenario.validation, detector.image_size)
-            detector.cell_means.fill_(1)
-            detector.find_quantiles(validation.batches(8), len(validation))
-        else:
-            detector.cell_means.copy_(known[0])
-            detector.quantiles.copy_(known[1])
-        maps = torch.cat([detector.combined_maps(batch).cpu() for batch in batches])
+    print(f"{'maxima of normal test images, AU-ROC of all':<44} border  corner  AU-ROC")
+    print(f"{'share of the area':<44} {area:>6.2f}  {4 * CORNER**2 / (height * width):>6.2f}")
+    for title in ("divided", "as in the paper"):
+        maps = torch.cat([detector.combined_maps(batch).cpu() for batch in test.batches(8)])
         for name, found in zip(MAPS, maps.unbind(dim=1), strict=True):
-            border, corner = shares(found)
-            title = f"{name}, cells {'divided' if divided else 'as in the paper'}"
-            print(f"{title:<42} {border:>6.2f}  {corner:>6.2f}")
+            border, corner = shares(found[labels == 0])
+            auroc = image_auroc(labels, found.flatten(1).amax(dim=1).numpy())
+            print(f"{f'{name}, cells {title}':<44} {border:>6.2f}  {corner:>6.2f}  {auroc:>6.3f}")
+        detector.cell_means.fill_(1)
+        detector.find_quantiles(validation.batches(8), len(validation))
+    normal = ResizedImages([s for s in scenario.test if not s.label], detector.image_size)
     print(
         f"\nmean of the outermost {RINGS} rings of cells / inside    student-teacher  autoencoder"
     )
-    for title, found in (("normal images", batches), ("textures", textures((height, width)))):
+    for title, found in (
+        ("normal images", list(normal.batches(8))),
+        ("textures", textures((height, width))),
+    ):
         first, second = ring_ratios(detector, found)
         print(f"{title:<50} {first:>15.2f}  {second:>11.2f}")
 

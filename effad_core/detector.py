@@ -209,14 +209,22 @@ class EfficientAD(nn.Module, Predictor):
         Returns:
             Two float32 tensors of shape (N, H, W).
         """
-        cells = self._cells(images) / self.cell_means
+        cells = self.cells(images) / self.cell_means
         return tuple(  # Algorithm 1, lines 54-55; Algorithm 2, lines 6-7
             place_cells(m[:, None], self.image_size, self.padding)[:, 0]
             for m in cells.unbind(dim=1)
         )
 
-    def _cells(self, images: Tensor) -> Tensor:
-        """The means over channels of D^ST and D^STAE, float32, shape (N, 2, h, w)."""
+    @torch.inference_mode()
+    def cells(self, images: Tensor) -> Tensor:
+        """The means over channels of D^ST and D^STAE, before they are divided or resized.
+
+        Args:
+            images: as in `anomaly_maps`.
+
+        Returns:
+            float32, shape (N, 2, h, w).
+        """
         with computing_in(self.precision, self.device):
             images = images.to(self.device).contiguous(memory_format=torch.channels_last)
             differences = self.squared_differences(images)
@@ -242,7 +250,7 @@ class EfficientAD(nn.Module, Predictor):
         """
         total, count = torch.zeros_like(self.cell_means), 0
         for batch in batches:
-            total += self._cells(batch).sum(dim=0)
+            total += self.cells(batch).sum(dim=0)
             count += len(batch)
         means = total / count if count else total
         means /= means.mean(dim=(1, 2), keepdim=True)

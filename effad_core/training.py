@@ -242,10 +242,8 @@ def train(
         detector.eval()
 
         if schedule.divide_cells:
-            every = -(-len(training_images) // CELL_IMAGES)
-            some = ResizedImages(training_images.samples[::every], detector.image_size)
             detector.precision = precision
-            detector.find_cell_means(some.batches(8))
+            detector.find_cell_means(training_images.batches(8, most=CELL_IMAGES))
         # Algorithm 1, lines 47-60
         detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
         if run.folder is not None:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .scenario import Sample
+from .scenario import Sample, evenly
 from .transforms import resize, to_tensor
 
 
@@ -37,8 +37,14 @@ class ResizedImages(Sequence[Image.Image]):
                 self._cache[index] = image
         return image
 
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """All images in order as uint8 tensors of shape (n, 3, H, W), n <= batch_size."""
-        for start in range(0, len(self), batch_size):
-            stop = min(start + batch_size, len(self))
-            yield torch.stack([to_tensor(self[index]) for index in range(start, stop)])
+    def batches(self, batch_size: int, most: int = 0) -> Iterator[Tensor]:
+        """Images in order as uint8 tensors of shape (n, 3, H, W), n <= batch_size.
+
+        Args:
+            batch_size: images at once.
+            most: if there are more images, so many, evenly spaced; 0: all.
+        """
+        chosen = evenly(range(len(self)), most)
+        for start in range(0, len(chosen), batch_size):
+            batch = chosen[start : start + batch_size]
+            yield torch.stack([to_tensor(self[index]) for index in batch])

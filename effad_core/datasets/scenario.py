@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from effad_core.errors import DataError, printable
 
@@ -20,6 +21,7 @@ from .full_scale import FullScale
 from .images import read_image, read_mask, read_mask_values
 
 GOOD = "good"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ def ranked_by_name(samples: Iterable[Sample], salt: str) -> list[Sample]:
     return sorted(samples, key=lambda sample: [*map(digest, reversed(sample.path.parts))])
 
 
-def evenly(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
+def evenly(samples: Sequence[T], count: int) -> tuple[T, ...]:
     """At most `count` of the samples, evenly spaced, the first and the last among them; 0: all."""
     count = min(count or len(samples), len(samples))
     return tuple(samples[round(index)] for index in np.linspace(0, len(samples) - 1, count))

