@@ -255,7 +255,7 @@ def open_pretraining(
     root: str | os.PathLike | None = None,
     cache_megabytes: float = 1024,
 ) -> PretrainingImages:
-    """Open the pretraining images; `.describe()` says which they are.
+    """Open the images that stand in for ImageNet.
 
     Args:
         source: a folder of images, searched with its subfolders (ImageNet's layout); or
