@@ -20,6 +20,7 @@ from .errors import RunError as RunError
 from .evaluation.scores import Evaluation as Evaluation
 from .evaluation.scores import evaluate as evaluate
 from .explorer import ThresholdExplorer as ThresholdExplorer
+from .extensions.puad import PUAD as PUAD
 from .networks import Autoencoder as Autoencoder
 from .networks import PatchDescriptionNetwork as PatchDescriptionNetwork
 from .prediction import Prediction as Prediction

@@ -81,23 +81,19 @@ def _by_hand(value: float | None) -> OperatingPoint | None:
     return None if value is None else OperatingPoint(value, "manual", 0)
 
 
-def finite_scores(maps: Tensor, names: Sequence[str]) -> Tensor:
-    """The maximum of each map (Algorithm 2, line 11), which must be finite.
+def check_finite(scores: Tensor, names: Sequence[str]) -> None:
+    """Refuse scores that are not finite.
 
     A NaN or infinite pixel reaches the maximum of the combined map. It comes from damaged weights,
     or from a half precision that overflows.
 
     Args:
-        maps: as `combined_maps` gives them, shape (N, maps, H, W).
+        scores: shape (N, maps).
         names: of the N images, for the error message.
 
-    Returns:
-        shape (N, maps).
-
     Raises:
-        ValueError: naming the first image whose map is not finite.
+        ValueError: naming the first image whose score is not finite.
     """
-    scores = maps.flatten(2).amax(dim=2)
     finite = torch.isfinite(scores).all(dim=1).tolist()
     if not all(finite):
         raise ValueError(
@@ -105,7 +101,6 @@ def finite_scores(maps: Tensor, names: Sequence[str]) -> Tensor:
             "the detector's weights are damaged, or its numbers overflow in half precision "
             '(use "float32" then)'
         )
-    return scores
 
 
 def image_name(image: ImageLike, index: int) -> str:
@@ -166,6 +161,14 @@ class Predictor(ABC):
     @abstractmethod
     def combined_maps(self, images: Tensor) -> Tensor:
         """The maps of `map_names`, (N, maps, H, W), of uint8 images (N, 3, H, W)."""
+
+    def maps_and_scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As `combined_maps`, and the maximum of each map, shape (N, maps): Algorithm 2, line 11.
+
+        The first column is the anomaly score.
+        """
+        maps = self.combined_maps(images)
+        return maps, maps.flatten(2).amax(dim=2)
 
     @overload
     def predict(self, image: ImageLike, batch_size: int = ...) -> Prediction: ...
@@ -240,8 +243,9 @@ class Predictor(ABC):
         readable = [(name, image) for name, image in batch if isinstance(image, Image.Image)]
         if readable:
             pixels = [to_tensor(resize(image, self.image_size)) for _, image in readable]
-            maps = self.combined_maps(torch.stack(pixels))
-            scores = finite_scores(maps, [name for name, _ in readable]).tolist()
+            maps, found = self.maps_and_scores(torch.stack(pixels))
+            check_finite(found, [name for name, _ in readable])
+            scores = found.tolist()
         rows = iter(range(len(readable)))
         for _, image in batch:
             if not isinstance(image, Image.Image):

@@ -15,7 +15,15 @@ import pytest
 MODULES = (
     *("acceleration.devices", "datasets", "datasets.pretraining", "deployment.inspection"),
     *("deployment.onnx", "deployment.prepared", "detector", "errors", "evaluation.scores"),
-    *("losses", "metrics", "prediction", "schedule", "statistics", "storage.shipped"),
+    *(
+        "extensions.puad",
+        "losses",
+        "metrics",
+        "prediction",
+        "schedule",
+        "statistics",
+        "storage.shipped",
+    ),
     *("thresholds", "training"),
 )
 

@@ -18,7 +18,7 @@ FLOORS = [
     {"cli"},
     {"explorer", "evaluation"},
     {"deployment"},
-    {"distillation"},
+    {"distillation", "extensions"},
     {"training"},
     {"schedule", "detector"},
     {"prediction"},
