@@ -94,6 +94,7 @@ class PUAD(Predictor):
         ValueError: if the detector has no quantiles.
 
     Example:
+        >>> from effad_core import PUAD, fit_thresholds
         >>> puad = PUAD(detector).fit(scenario)
         >>> point, _ = fit_thresholds(puad, scenario.validation, 0.5, guarantee="average")
         >>> puad.predict(scenario.test[0].path).threshold == point.threshold
