@@ -142,8 +142,8 @@ def test_a_wheel_trains_and_predicts_without_the_checkout_and_without_extras(dra
 
 
 def test_what_is_shipped_is_what_the_repository_has():
-    teacher = "teachers/pdn_small.safetensors"
-    assert shipped(teacher) == CHECKOUT / "data" / teacher
+    for teacher in ("teachers/pdn_small.safetensors", "teachers/pdn_medium.safetensors"):
+        assert shipped(teacher) == CHECKOUT / "data" / teacher and shipped(teacher).is_file()
     assert shipped("paper_results.json").is_file()
 
 

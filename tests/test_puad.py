@@ -141,6 +141,8 @@ def test_what_cannot_be_fitted_is_refused_in_a_sentence(narrow, scenario):
     with pytest.raises(ValueError, match="the same for all training images"):
         PUAD(detector).fit(replace(scenario, train=alike), device="cpu")
     with pytest.raises(ValueError, match="are they copies"):
-        PUAD(detector).fit(replace(scenario, validation=(scenario.test[0],) * 4, test=()), device="cpu")
+        PUAD(detector).fit(
+            replace(scenario, validation=(scenario.test[0],) * 4, test=()), device="cpu"
+        )
     with pytest.raises(ValueError, match="no quantiles"):
         PUAD(EfficientAD())

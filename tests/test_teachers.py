@@ -1,9 +1,12 @@
 """Teachers of other implementations give their output; their forward pass is written here."""
 
-from effad_core import EfficientAD, RunError
+from effad_core import EfficientAD, RunError, open_extractor
 from effad_core.datasets import normalise
+from effad_core.storage.shipped import shipped
 
+import numpy as np
 import pytest
+import skimage.data
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -83,3 +86,26 @@ def test_what_is_no_teacher_of_this_size_is_refused(tmp_path):
         detector.load_teacher(tmp_path / "x.pth")
     for name, value in detector.teacher.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize(("size", "megabytes"), [("small", 6), ("medium", 17)])
+def test_a_shipped_teacher_predicts_the_features_of_psi(size, megabytes):
+    """Of photographs that it was not distilled from; a random one has a correlation near 0."""
+    assert shipped(f"teachers/pdn_{size}.safetensors").stat().st_size < megabytes * 1e6
+    images = [getattr(skimage.data, name)() for name in ("astronaut", "chelsea", "coffee")]
+    images = [torch.from_numpy(np.ascontiguousarray(i)).permute(2, 0, 1)[None] for i in images]
+    large = torch.cat([F.interpolate(i, (512, 512), mode="bilinear") for i in images])
+    torch.manual_seed(0)
+    random, shipped_one = EfficientAD(size, out_channels=192), EfficientAD(size).load_teacher()
+    with torch.inference_mode():
+        features = open_extractor()(large)[..., 4:-4, 4:-4]  # without padding T is 56 cells wide
+        small = normalise(F.interpolate(large, (256, 256), mode="bilinear", antialias=True))
+        found, untrained = (ad.teacher(small) for ad in (shipped_one, random))
+
+    def correlation(output):
+        """Mean over channels of the correlation with the same channel of Psi."""
+        a, b = (x.transpose(0, 1).flatten(1) for x in (output, features))
+        a, b = ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) for x in (a, b))
+        return (a * b).mean().item()
+
+    assert correlation(found) > 0.7 and abs(correlation(untrained)) < 0.2
