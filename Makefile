@@ -20,7 +20,7 @@ EXTRAS := .[course,distill,export,test]
 # JupyterLab's kernel is this environment's, whatever else is installed on the machine.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
-.PHONY: help tutorial test test-oldest lab app site soak test-browser mutations tidy constraints clean python chromium
+.PHONY: help tutorial test test-oldest lab app site soak test-browser mutations tidy evidence constraints clean python chromium
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -33,7 +33,8 @@ test: .venv/.installed ## Lint, unit tests, and the notebooks' checked outputs
 	$(BIN) -m ruff check .
 	$(BIN) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN) -m pytest -n 2 --dist loadfile
-	$(BIN) -m pytest -W default --nbval-lax --nbval-current-env notebooks
+	$(BIN) notebooks/smoke.py build/smoke
+	$(BIN) -m pytest -W default --nbval-lax --nbval-current-env build/smoke/notebooks
 
 test-oldest: .venv/.installed ## Run the unit tests on the oldest versions that pyproject.toml admits
 	rm -rf build/oldest
@@ -66,8 +67,11 @@ mutations: .venv/.installed ## Break the code in one way at a time and see which
 test-browser: chromium .venv/.extras ## Drive the explorer and the site in Chromium
 	$(BIN) -m pytest -rP tests/browser
 
-tidy: .venv/.installed ## Execute the notebooks with their own small defaults and strip them for a commit
+tidy: .venv/.installed ## Execute the notebooks with the profile smoke and strip them for a commit
 	$(BIN) notebooks/tidy.py --run
+
+evidence: .venv/.installed ## Train what the notebooks show as evidence, if it is missing or out of date (hours)
+	$(BIN) -m benchmarks.evidence
 
 constraints: python ## Refresh constraints.txt with the newest admitted versions [HOLD=package==1.2]
 	rm -rf build/constraints

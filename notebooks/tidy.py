@@ -3,7 +3,7 @@
     python notebooks/tidy.py [--run] [notebook ...]
 
 Outputs of cells tagged `nbval-check-output` stay, everything else that an execution leaves behind
-goes. With --run the notebooks are executed first, with their own defaults.
+goes. With --run the notebooks are executed first, with the parameters of the profile smoke.
 """
 
 import argparse
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from smoke import INJECTED, filled
 
 NOTEBOOKS = Path(__file__).resolve().parent
 KEPT_METADATA = ("tags", "jupyter")
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("notebooks", nargs="*", type=Path, help="(default: all of the course)")
     arguments = parser.parse_args()
     for path in arguments.notebooks or sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
+        notebook = filled(path) if arguments.run else nbformat.read(path, as_version=4)
         if arguments.run:
             print(path.name, flush=True)
             NotebookClient(
@@ -37,6 +38,7 @@ def main() -> None:
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
     """Strip in place."""
+    notebook.cells = [c for c in notebook.cells if INJECTED not in c.metadata.get("tags", ())]
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -45,7 +47,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     )
     number = 0
     for cell in notebook.cells:
-        kept = {key: cell.metadata[key] for key in KEPT_METADATA if key in cell.metadata}
+        kept = {key: cell.metadata[key] for key in KEPT_METADATA if cell.metadata.get(key)}
         cell.metadata = nbformat.from_dict(kept)
         if cell.cell_type != "code":
             continue

@@ -3,5 +3,6 @@
 * `scores`: a detector over a test split; `benchmark`: scenarios over seeds
 * `timing`, `costs`: the paper's Tables 11 and 12
 * `examples`: which images are shown; `gallery`: pictures of them
+* `evidence`: runs that ship with the package, for the notebooks to show
 * `tables`: the tables of a benchmark beside the paper's, as text
 """

@@ -115,6 +115,12 @@ class Copy:
         if DRAWN.exists():  # takes a minute to draw again
             shutil.copytree(DRAWN, folder / DRAWN.relative_to(ROOT))
 
+    def smoke(self, name: str) -> str:
+        """The path of a notebook with the parameters of the profile smoke, made anew."""
+        command = [sys.executable, "notebooks/smoke.py", "build/smoke", f"notebooks/{name}.ipynb"]
+        subprocess.run(command, cwd=self.folder, check=True)
+        return f"build/smoke/notebooks/{name}.ipynb"
+
     def caught(self, arguments: Sequence[str]) -> str:
         """The first test that fails, or SURVIVED."""
         output = self.folder / "output.txt"
@@ -142,7 +148,7 @@ class Copy:
             if mutation.notebook and notebooks:
                 if mutation.retrain:
                     runs.rename(runs.with_name("aside"))
-                found.append(self.caught((*NBVAL, f"notebooks/{mutation.notebook}.ipynb")))
+                found.append(self.caught((*NBVAL, self.smoke(mutation.notebook))))
         finally:
             path.write_bytes(whole)
             if runs.with_name("aside").exists():
@@ -223,10 +229,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def unbroken(copy: Copy, copies: SimpleQueue, chosen: list[Mutation], notebooks: bool) -> None:
     """Run all tests and notebooks that are needed once; they must pass. Puts the copy back."""
     tests = sorted({test for mutation in chosen for test in mutation.tests})
-    runs = [tests] if tests else []
-    for name in sorted({m.notebook for m in chosen if m.notebook}) if notebooks else ():
-        runs.append([*NBVAL, f"notebooks/{name}.ipynb"])
-    for arguments in runs:
+    names = sorted({m.notebook for m in chosen if m.notebook}) if notebooks else []
+    for notebook in [None] * bool(tests) + names:
+        arguments = tests if notebook is None else [*NBVAL, copy.smoke(notebook)]
         if (name := copy.caught(arguments)) != SURVIVED:
             sys.exit(f"{name} fails before anything is broken")
     for other in [copies.get() for _ in range(copies.qsize())]:  # they take up the same runs
@@ -234,7 +239,7 @@ def unbroken(copy: Copy, copies: SimpleQueue, chosen: list[Mutation], notebooks:
             shutil.copytree(copy.folder / "build", other.folder / "build")
         copies.put(other)
     copies.put(copy)
-    print(f"unbroken: {len(tests)} tests and {len(runs) - bool(tests)} notebooks pass", flush=True)
+    print(f"unbroken: {len(tests)} tests and {len(names)} notebooks pass", flush=True)
 
 
 if __name__ == "__main__":

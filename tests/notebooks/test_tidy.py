@@ -13,6 +13,7 @@ TIDY = Path(__file__).parents[2] / "notebooks" / "tidy.py"
 
 def tidied(path, monkeypatch, *options):
     monkeypatch.setattr(sys, "argv", [str(TIDY), *options, str(path)])
+    monkeypatch.syspath_prepend(TIDY.parent)
     runpy.run_path(str(TIDY), run_name="__main__")
     return nbformat.read(path, as_version=4)
 

@@ -1,0 +1,160 @@
+"""Evidence: runs long enough to show what a notebook claims, shipped with the package.
+
+A folder of `data/evidence` holds what several seeds of one training found: run.json (how it was
+trained, how long it took on which processor, metrics, the scores of the test images), log.csv of
+one seed and, where a notebook looks at maps, that seed's detector. `make evidence` makes them.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from effad_core.datasets import Scenario, open_pretraining
+from effad_core.detector import DETECTOR, EfficientAD
+from effad_core.errors import RunError
+from effad_core.evaluation.tables import Metrics, headline
+from effad_core.schedule import Schedule
+from effad_core.storage.digests import combined, inventory
+from effad_core.storage.files import as_path
+from effad_core.storage.runs import Run
+from effad_core.storage.shipped import shipped
+from effad_core.storage.weights import fingerprint, load_weights, read_tensors
+from effad_core.training import train
+
+import numpy as np
+import torch
+
+FOLDER, FACTS = "evidence", "run.json"
+TEACHER = "teacher."  # names of its weights in a detector's state
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What `open_evidence` gives.
+
+    Attributes:
+        folder: where it is.
+        facts: run.json: "scenario", "profile", "changes" (of the profile), "schedule", "size",
+            "teacher_weights" (a fingerprint), "command", "processor", "minutes" by seed (None where
+            nobody took the time), "metrics" by seed, "detector_seed", and of that seed "labels" and
+            "scores" of the test images in the scenario's order.
+    """
+
+    folder: Path
+    facts: Mapping
+
+    def __str__(self) -> str:
+        facts = self.facts
+        minutes = [m for m in facts["minutes"].values() if m is not None]
+        took = f", {np.mean(minutes):.0f} minutes each" if minutes else ""
+        changes = "".join(f", {name}={value}" for name, value in facts["changes"].items())
+        return (
+            f"evidence: {facts['scenario']}, profile {facts['profile']}{changes}, "
+            f"{len(facts['metrics'])} seeds{took} on {facts['processor']} (make evidence)"
+        )
+
+    def metric(self, name: str = "image_auroc", group: str | None = None) -> np.ndarray:
+        """A metric of every seed, shape (seeds,).
+
+        Args:
+            name: as in `Evaluation.metrics`.
+            group: of images, as there; None takes the one that stands for the scenario.
+
+        Example:
+            >>> open_evidence("tray").metric(group="logical_anomalies").shape
+            (3,)
+        """
+        found: Sequence[Metrics] = list(self.facts["metrics"].values())
+        return np.array([(headline(m) if group is None else m[group])[name] for m in found])
+
+    @cached_property
+    def log(self) -> np.ndarray:
+        """The rows of log.csv, with its columns as names."""
+        return np.genfromtxt(self.folder / Run.LOG, delimiter=",", names=True)
+
+    def detector(self, device: str | torch.device | None = None) -> EfficientAD:
+        """The shipped detector, with the shipped teacher.
+
+        Args:
+            device: where it computes; None takes the GPU where there is one.
+
+        Raises:
+            RunError: if there is none, it is damaged, or belongs to another teacher.
+        """
+        path = self.folder / DETECTOR
+        tensors, header = read_tensors(path, "evidence", size=str, card=dict, teacher=str)
+        detector = EfficientAD(header["size"]).load_teacher()
+        if header["teacher"] != fingerprint(detector.teacher.state_dict()):
+            raise RunError(f"{path} was trained with another teacher: run make evidence")
+        own = {n: t for n, t in detector.state_dict().items() if n.startswith(TEACHER)}
+        load_weights(detector, own | tensors, path)
+        detector.full_scale, detector.card = header.get("full_scale"), header["card"]
+        detector.use_device(device)
+        return detector.eval()
+
+
+def open_evidence(name: str) -> Evidence:
+    """Evidence that is shipped with the package.
+
+    Args:
+        name: its folder in `data/evidence`; a scenario's name stands for the profile `laptop`.
+
+    Raises:
+        RunError: if there is none of that name, or its run.json is damaged.
+
+    Example:
+        >>> evidence = open_evidence("solar-mono")
+        >>> evidence.facts["profile"], evidence.detector("cpu").size
+        ('laptop', 'small')
+    """
+    folder = shipped(f"{FOLDER}/{name}")
+    if not (folder / FACTS).is_file():
+        names = sorted(path.parent.name for path in shipped(FOLDER).glob(f"*/{FACTS}"))
+        raise RunError(f"there is no evidence {name!r}; there is: {', '.join(names)}")
+    try:
+        return Evidence(folder, json.loads((folder / FACTS).read_text(encoding="utf-8")))
+    except ValueError:
+        raise RunError(f"{folder / FACTS} is damaged: take it from the repository again") from None
+
+
+def detector_of(
+    scenario: Scenario,
+    runs: str | os.PathLike,
+    train_own: bool = False,
+    profile: str = "quick",
+    pretraining: str | None = None,
+    seed: int = 0,
+) -> tuple[EfficientAD, Path]:
+    """The detector that a notebook looks at: the shipped one, or one that is trained here.
+
+    It prints which one it is. Of a scenario without evidence, or with other images than the
+    evidence was trained on, a detector is trained.
+
+    Args:
+        scenario: whose.
+        runs: the folder of runs.
+        train_own: train one even if there is evidence.
+        profile, pretraining, seed: of that training; `pretraining` as in `open_pretraining`.
+
+    Returns:
+        The detector, and a folder for what is made with it: its run, or `<scenario>-evidence`.
+    """
+    folder = as_path(runs) / f"{scenario.name}-evidence"
+    if not train_own and (shipped(f"{FOLDER}/{scenario.name}") / DETECTOR).is_file():
+        evidence = open_evidence(scenario.name)
+        detector = evidence.detector()
+        own = combined(inventory(sample.path for sample in scenario.train))
+        if detector.card["training"]["digests"]["training"] == own:
+            print(evidence)
+            folder.mkdir(parents=True, exist_ok=True)
+            return detector, folder
+        print(f"the shipped detector was trained on other images than these of {scenario.name}")
+    folder = folder.with_name(f"{scenario.name}-{profile}")
+    detector = EfficientAD().load_teacher()
+    schedule = Schedule.named(profile)
+    train(detector, scenario, schedule, open_pretraining(pretraining), folder, seed=seed)
+    print(f"a detector trained here: {scenario.name}, profile {profile}, seed {seed}")
+    return detector, folder
