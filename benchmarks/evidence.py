@@ -26,6 +26,7 @@ from effad_core.detector import DETECTOR
 from effad_core.errors import RunError, command_errors
 from effad_core.evaluation.evidence import FACTS, FOLDER, TEACHER
 from effad_core.evaluation.timing import machine
+from effad_core.storage.digests import combined, inventory
 from effad_core.storage.files import as_path, write_text
 from effad_core.storage.runs import Run
 from effad_core.storage.shipped import shipped
@@ -156,6 +157,7 @@ def make(name: str, entry: Mapping, runs: Path, folder: Path) -> None:
     facts = {key: entry[key] for key in ("scenario", "profile", "changes", "size")}
     facts |= settings(entry["profile"], entry["changes"], entry["size"])
     facts |= {"command": "make evidence", "processor": "", "minutes": {}, "metrics": {}}
+    facts["training_images"] = combined(inventory(sample.path for sample in scenario.train))
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
     for seed in entry["seeds"]:

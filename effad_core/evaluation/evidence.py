@@ -7,6 +7,7 @@ one seed and, where a notebook looks at maps, that seed's detector. `make eviden
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,9 +39,9 @@ class Evidence:
     Attributes:
         folder: where it is.
         facts: run.json: "scenario", "profile", "changes" (of the profile), "schedule", "size",
-            "teacher_weights" (a fingerprint), "command", "processor", "minutes" by seed (None where
-            nobody took the time), "metrics" by seed, "detector_seed", and of that seed "labels" and
-            "scores" of the test images in the scenario's order.
+            "teacher_weights" and "training_images" (fingerprints), "command", "processor",
+            "minutes" by seed (None where nobody took the time), "metrics" by seed, "detector_seed",
+            and of that seed "labels" and "scores" of the test images in the scenario's order.
     """
 
     folder: Path
@@ -120,6 +121,19 @@ def open_evidence(name: str) -> Evidence:
         raise RunError(f"{folder / FACTS} is damaged: take it from the repository again") from None
 
 
+def evidence_of(scenario: Scenario) -> Evidence | None:
+    """The evidence whose detector was trained on these very images; None if there is none.
+
+    Args:
+        scenario: opened as in the evidence: with the same validation images.
+    """
+    if not (shipped(f"{FOLDER}/{scenario.name}") / DETECTOR).is_file():
+        return None
+    evidence = open_evidence(scenario.name)
+    own = combined(inventory(sample.path for sample in scenario.train))
+    return evidence if evidence.facts["training_images"] == own else None
+
+
 def detector_of(
     scenario: Scenario,
     runs: str | os.PathLike,
@@ -140,18 +154,15 @@ def detector_of(
         profile, pretraining, seed: of that training; `pretraining` as in `open_pretraining`.
 
     Returns:
-        The detector, and a folder for what is made with it: its run, or `<scenario>-evidence`.
+        The detector, and a folder with its log.csv, for what is made with it: its run, or
+        `<scenario>-evidence`.
     """
     folder = as_path(runs) / f"{scenario.name}-evidence"
-    if not train_own and (shipped(f"{FOLDER}/{scenario.name}") / DETECTOR).is_file():
-        evidence = open_evidence(scenario.name)
-        detector = evidence.detector()
-        own = combined(inventory(sample.path for sample in scenario.train))
-        if detector.card["training"]["digests"]["training"] == own:
-            print(evidence)
-            folder.mkdir(parents=True, exist_ok=True)
-            return detector, folder
-        print(f"the shipped detector was trained on other images than these of {scenario.name}")
+    if not train_own and (evidence := evidence_of(scenario)):
+        print(evidence)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(evidence.folder / Run.LOG, folder / Run.LOG)
+        return evidence.detector(), folder
     folder = folder.with_name(f"{scenario.name}-{profile}")
     detector = EfficientAD().load_teacher()
     schedule = Schedule.named(profile)

@@ -1,0 +1,138 @@
+"""Evidence: of today's code, teacher and list, and what its detectors say is what it says."""
+
+import json
+import shutil
+from dataclasses import replace
+
+from benchmarks import evidence as making
+from effad_core import EfficientAD, RunError, evaluate, open_scenario
+from effad_core.evaluation import evidence as module
+from effad_core.evaluation.evidence import detector_of, open_evidence
+from effad_core.storage.shipped import shipped
+
+import numpy as np
+import pytest
+import torch
+
+LIST = making.entries()
+REMEDY = "run make evidence, which trains it anew, and look at the notebooks that show it"
+
+
+def test_evidence_was_made_by_what_the_code_computes_today():
+    found = json.loads((shipped("evidence") / making.PROBE).read_text())
+    assert making.same(found, making.probe()), REMEDY
+
+
+@pytest.mark.parametrize("name", LIST)
+def test_evidence_is_of_todays_list_teacher_and_schedules(name):
+    reason = making.outdated(name, LIST[name], shipped("evidence"))
+    assert reason is None, f"{reason}: {REMEDY}"
+
+
+def test_nothing_else_is_shipped_as_evidence():
+    folders = {path.name for path in shipped("evidence").iterdir() if path.is_dir()}
+    assert folders == LIST.keys()
+
+
+@pytest.mark.parametrize("name", [name for name, entry in LIST.items() if "detector" in entry])
+def test_a_shipped_detector_gives_the_scores_beside_it(name):
+    path = shipped(f"evidence/{name}/detector.safetensors")
+    assert path.stat().st_size < 12e6
+    evidence = open_evidence(name)
+    scenario, facts = open_scenario(evidence.facts["scenario"]), evidence.facts
+    assert facts["labels"] == [sample.label for sample in scenario.test]
+    chosen = [0, len(scenario.test) // 2, len(scenario.test) - 1]
+    detector = evidence.detector("cpu")
+    found = evaluate(detector, [scenario.test[i] for i in chosen], device="cpu").scores
+    for m, scores in facts["scores"].items():
+        np.testing.assert_allclose(found[m], np.array(scores)[chosen], atol=1e-3, err_msg=m)
+    assert detector.precision == "float32" and not detector.training
+    assert str(evidence).startswith(f"evidence: {name}, profile laptop, {len(LIST[name]['seeds'])}")
+
+
+def test_metrics_by_seed_and_group():
+    evidence = open_evidence("tray")
+    by_seed = evidence.facts["metrics"]
+    expected = [by_seed[str(s)]["logical_anomalies"]["aupro_0.3"] for s in LIST["tray"]["seeds"]]
+    found = evidence.metric("aupro_0.3", "logical_anomalies")
+    assert found.tolist() == expected and len(set(expected)) > 1
+    both = [(m["logical_anomalies"], m["structural_anomalies"]) for m in by_seed.values()]
+    means = [np.mean([group["image_auroc"] for group in pair]) for pair in both]
+    np.testing.assert_allclose(evidence.metric(), means)
+    assert evidence.log["step"][-1] == 1500 and evidence.log.dtype.names[1] == "L_hard"
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """Evidence of the tray in a folder of its own, which the module takes for the shipped one."""
+    shutil.copytree(shipped("evidence/tray"), tmp_path / "evidence" / "tray")
+    monkeypatch.setattr(module, "shipped", lambda name: tmp_path / name)
+    return tmp_path / "evidence"
+
+
+def test_absent_and_damaged_evidence_is_refused_in_a_sentence(copied):
+    with pytest.raises(RunError, match="no evidence 'bottle'; there is: tray"):
+        open_evidence("bottle")
+    (copied / "tray" / "run.json").write_text("{")
+    with pytest.raises(RunError, match="run.json is damaged"):
+        open_evidence("tray")
+
+
+def test_a_detector_of_another_teacher_is_refused(copied, monkeypatch):
+    monkeypatch.setattr(EfficientAD, "load_teacher", lambda self: self)  # a random one
+    with pytest.raises(RunError, match="was trained with another teacher: run make evidence"):
+        open_evidence("tray").detector("cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"profile": "quick"}, "says something else now"),
+        ({"changes": {"iterations": 7}}, "says something else now"),
+        ({"detector_seed": 5}, "other seeds"),
+        ({"metrics": {}}, "other seeds"),
+        ({"teacher_weights": "0" * 16}, "the teacher weights changed"),
+        ({"schedule": {}}, "the schedule changed"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_changed_since_is_said(copied, change, reason):
+    path = copied / "tray" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert reason in making.outdated("tray", LIST["tray"], copied)
+    path.unlink()
+    assert making.outdated("tray", LIST["tray"], copied) == "it is missing"
+
+
+def test_probes_of_other_code_differ():
+    one = {"losses": [1.0, 0.5], "scores": [0.1]}
+    assert making.same(one, {"losses": [1.01, 0.5], "scores": [0.1005]})  # rounding
+    assert not making.same(one, {"losses": [1.1, 0.5], "scores": [0.1]})
+    assert not making.same(one, {"losses": [1.0, 0.5]})
+
+
+# --- which detector a notebook looks at -----------------------------------------------------------
+
+
+def test_a_notebook_looks_at_the_shipped_detector(tmp_path, capsys):
+    detector, folder = detector_of(open_scenario("tray"), tmp_path)
+    assert folder == tmp_path / "tray-evidence" and folder.is_dir()
+    assert capsys.readouterr().out.startswith("evidence: tray, profile laptop")
+    assert torch.equal(detector.quantiles.cpu(), open_evidence("tray").detector("cpu").quantiles)
+
+
+@pytest.mark.parametrize("why", ["it is asked for", "no evidence", "other images"])
+def test_a_notebook_trains_a_detector_of_its_own(
+    why, scenario, narrow, pretraining, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(EfficientAD, "load_teacher", lambda self, *_: self)
+    monkeypatch.setattr(module, "EfficientAD", narrow)
+    monkeypatch.setattr(module, "open_pretraining", lambda source: pretraining)
+    if why == "other images":
+        scenario = replace(scenario, name="tray")  # which has evidence, of other images
+    own = why == "it is asked for"
+    detector, folder = detector_of(scenario, tmp_path, own, profile="smoke")
+    assert folder == tmp_path / f"{scenario.name}-smoke"
+    assert (folder / "detector.safetensors").is_file() and detector.quantiles.isfinite().all()
+    said = capsys.readouterr().out
+    assert f"a detector trained here: {scenario.name}, profile smoke, seed 0" in said
