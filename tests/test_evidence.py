@@ -7,7 +7,7 @@ from dataclasses import replace
 from benchmarks import evidence as making
 from effad_core import EfficientAD, RunError, evaluate, open_scenario
 from effad_core.evaluation import evidence as module
-from effad_core.evaluation.evidence import detector_of, open_evidence
+from effad_core.evaluation.evidence import detector_of, evidence_of, open_evidence
 from effad_core.storage.shipped import shipped
 
 import numpy as np
@@ -40,6 +40,8 @@ def test_a_shipped_detector_gives_the_scores_beside_it(name):
     assert path.stat().st_size < 12e6
     evidence = open_evidence(name)
     scenario, facts = open_scenario(evidence.facts["scenario"]), evidence.facts
+    if evidence_of(scenario) is None:
+        pytest.skip("other versions of the packages draw this scenario otherwise")
     assert facts["labels"] == [sample.label for sample in scenario.test]
     chosen = [0, len(scenario.test) // 2, len(scenario.test) - 1]
     detector = evidence.detector("cpu")
@@ -115,10 +117,11 @@ def test_probes_of_other_code_differ():
 
 
 def test_a_notebook_looks_at_the_shipped_detector(tmp_path, capsys):
-    detector, folder = detector_of(open_scenario("tray"), tmp_path)
-    assert folder == tmp_path / "tray-evidence" and folder.is_dir()
-    assert capsys.readouterr().out.startswith("evidence: tray, profile laptop")
-    assert torch.equal(detector.quantiles.cpu(), open_evidence("tray").detector("cpu").quantiles)
+    detector, folder = detector_of(open_scenario("solar-mono"), tmp_path)
+    assert folder == tmp_path / "solar-mono-evidence" and (folder / "log.csv").is_file()
+    assert capsys.readouterr().out.startswith("evidence: solar-mono, profile laptop")
+    shipped_one = open_evidence("solar-mono").detector("cpu")
+    assert torch.equal(detector.quantiles.cpu(), shipped_one.quantiles)
 
 
 @pytest.mark.parametrize("why", ["it is asked for", "no evidence", "other images"])
