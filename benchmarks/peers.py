@@ -194,7 +194,7 @@ def main() -> None:
     if args.parity:
         with command_errors():
             return parity(args.scenarios[0], args.parity)
-    print(machine("cpu"), flush=True)
+    print(machine(torch.device("cpu")), flush=True)
     written = []
     with command_errors():
         for source in args.scenarios:

@@ -7,6 +7,7 @@ profile smoke. `soak/folders.py` runs all of them on these folders, each as `mak
 import io
 import json
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 
 from effad_core import EfficientAD
@@ -149,7 +150,13 @@ def test_the_course_on(name, shell, course, narrow, monkeypatch, tmp_path):
     draw_folder, more, sentences = FOLDERS[name]
     folder = str(draw_folder(tmp_path))
     chosen = [path for path in NOTEBOOKS if path.stem[:2] in ("00", "05", "06", *more)]
-    said = "".join(run(shell, notebook, scenario=folder) for notebook in chosen)
+    monkeypatch.syspath_prepend(ROOT / "notebooks")
+    profile = import_module("run").parameters_by_notebook("smoke")
+    said = ""
+    for notebook in chosen:
+        known, values = profile[notebook.stem]
+        values = {name: value for name, value in values.items() if name in known}
+        said += run(shell, notebook, **values | {"scenario": folder})
     for sentence in sentences:
         assert sentence in said
     assert (ONE_KIND in said) == (ONE_KIND in sentences)
