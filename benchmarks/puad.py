@@ -5,16 +5,17 @@ python benchmarks/puad.py build/runs/tray-laptop-small-seed0 tray [RUN SCENARIO 
 
 import argparse
 import time
+from collections.abc import Sequence
 
 from effad_core import PUAD, EfficientAD, evaluate, open_scenario
 from effad_core.errors import command_errors
 from effad_core.evaluation.scores import KINDS
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pairs", nargs="+", help="runs, each followed by its scenario")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if len(args.pairs) % 2:
         parser.error("give each run's scenario after it")
     with command_errors():

@@ -1,11 +1,12 @@
 """The benchmarks that are no mere timing, with small numbers on a CPU."""
 
 import importlib.util
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import edges
+from benchmarks import edges, peers, puad
 from effad_core import EfficientAD, Sample, training
 
 import pytest
@@ -78,3 +79,46 @@ def test_the_table_of_edges(narrow, scenario, drawn, monkeypatch, tmp_path, caps
     assert len(found) == 6 and said.count("cells divided") == 3
     assert re.search(r"combined, cells divided +1\.00 ", said)
     assert len(re.findall(r"\n(normal images|textures) +[\d.]+ +[\d.]+", said)) == 2
+
+
+# ---- PUAD and other methods (benchmarks/puad.py, benchmarks/peers.py) ----------------------------
+
+
+@pytest.fixture
+def tested(scenario, drawn, monkeypatch):
+    """A scenario with test images of both kinds, which every name opens."""
+    test = Sample(drawn[6], 0, "good"), Sample(drawn[7], 1, "spot")
+    both = replace(scenario, test=test)
+    for module in (peers, puad):
+        monkeypatch.setattr(module, "open_scenario", lambda _: both)
+    return both
+
+
+def test_a_row_for_each_detector_without_and_with_puad(narrow, tested, tmp_path, capsys):
+    narrow().save(tmp_path / "detector.safetensors")
+    puad.main([str(tmp_path), "drawn", str(tmp_path), "again"])
+    said = capsys.readouterr().out
+    assert len(re.findall(r"  drawn all  [01]\.\d{3} -> [01]\.\d{3}  \(fitted in", said)) == 2
+    with pytest.raises(SystemExit):
+        puad.main([str(tmp_path)])
+
+
+def test_a_row_for_each_method_and_seed(tested, monkeypatch, tmp_path, capsys):
+    pooled = torch.nn.AvgPool2d(64)
+    pooled.forward = lambda images: torch.nn.functional.avg_pool2d(images.float(), 64)
+    monkeypatch.setattr(peers, "open_extractor", lambda: pooled)
+    monkeypatch.setattr(peers, "TIMED", 1)
+    output = tmp_path / "rows.json"
+    peers.main(["drawn", "--methods", "patchcore", "--seeds", "0", "1", "--output", str(output)])
+    said = capsys.readouterr().out
+    rows = json.loads(output.read_text())
+    assert [row["seed"] for row in rows] == [0, 1] and {r["method"] for r in rows} == {"patchcore"}
+    area = rows[0]["metrics"]["all"]["image_auroc"]
+    assert re.search(rf"drawn  all  patchcore  seed 0  AU-ROC {area:.3f}  .* ms  \d+ patches", said)
+
+
+def test_anomalib_is_asked_for_where_it_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(peers, "EfficientAd", None)
+    with pytest.raises(SystemExit):
+        peers.main(["tray"])
+    assert "anomalib is not installed here" in capsys.readouterr().err

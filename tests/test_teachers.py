@@ -1,5 +1,6 @@
 """Teachers of other implementations give their output; their forward pass is written here."""
 
+from benchmarks.peers import named_as_theirs
 from effad_core import EfficientAD, RunError, open_extractor
 from effad_core.datasets import normalise
 from effad_core.storage.shipped import shipped
@@ -67,6 +68,15 @@ def test_a_published_teacher_gives_its_own_output(tmp_path, size, kind, suffix):
         torch.testing.assert_close(detector.teacher(x), theirs(x), rtol=1e-4, atol=1e-5)
     card = detector.card["teacher"]
     assert card["file"] == path.name and str(tmp_path) not in str(detector.card)
+
+
+@pytest.mark.parametrize("size", ["small", "medium"])
+def test_our_weights_by_their_names_give_the_same_output(size):
+    theirs, ours = Named(size), EfficientAD(size).teacher
+    theirs.load_state_dict(named_as_theirs(ours))
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(x), ours(x))
 
 
 def test_what_is_no_teacher_of_this_size_is_refused(tmp_path):
