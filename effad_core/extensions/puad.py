@@ -40,7 +40,8 @@ class NormalImages(nn.Module):
 
     Attributes:
         mean: of the training images' features, shape (C,); NaN, as all here, until it is found.
-        whitening: W, shape (C, C): the Mahalanobis distance of features x is |W (x - mean)|.
+        whitening: W, shape (C, C): the Mahalanobis distance of features x is the norm of
+            W (x - mean).
         standards: mean and standard deviation of the detector's scores, then of the distances, over
             the validation images, shape (4,).
     """
