@@ -140,9 +140,8 @@ def outdated(name: str, entry: Mapping, folder: Path) -> str | None:
     facts = json.loads(path.read_text(encoding="utf-8"))
     if any(facts[key] != entry[key] for key in ("scenario", "profile", "changes", "size")):
         return "evidence.toml says something else now"
-    if [*map(int, facts["metrics"])] != entry["seeds"] or facts["detector_seed"] != entry[
-        "detector"
-    ]:
+    made = [*map(int, facts["metrics"])], facts["detector_seed"]
+    if made != (entry["seeds"], entry["detector"]):
         return "evidence.toml names other seeds now"
     for key, value in settings(entry["profile"], entry["changes"], entry["size"]).items():
         if facts[key] != value:

@@ -58,7 +58,7 @@ class Anomalib(nn.Module, Predictor):
         torch.manual_seed(seed)
         self.ad = EfficientAd(teacher_out_channels=ours.out_channels, model_size=size)
         self.ad.model.teacher.load_state_dict(named_as_theirs(ours.teacher))
-        self.image_size, self.seed, self.size = ours.image_size, seed, size
+        self.image_size, self.seed = ours.image_size, seed
         self.operating_point = self.pixel_operating_point = None
 
     def use_device(self, device: str | torch.device | None = None) -> None:

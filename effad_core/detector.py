@@ -45,6 +45,22 @@ EVEN_SHARE = 0.3  # of the map's mean that is added to each cell's: no cell is m
 MAX_PIXELS, MAX_CHANNELS = 4096**2, 4096  # what a damaged file may make a detector ask for
 
 
+def points_of(predictor: Predictor) -> dict[str, dict]:
+    """The operating points that a predictor has, as a file's header holds them."""
+    found = {name: getattr(predictor, attribute) for name, attribute in POINTS.items()}
+    return {name: point.to_dict() for name, point in found.items() if point is not None}
+
+
+def set_points(predictor: Predictor, points: Mapping[str, dict]) -> None:
+    """Give a predictor the operating points that `points_of` wrote.
+
+    Raises:
+        ValueError: for one that is damaged.
+    """
+    for name in points.keys() & POINTS.keys():
+        setattr(predictor, POINTS[name], OperatingPoint.from_dict(points[name]))
+
+
 class EfficientAD(nn.Module, Predictor):
     """The three networks, the teacher's channel statistics, the quantiles, the thresholds.
 
@@ -354,11 +370,7 @@ class EfficientAD(nn.Module, Predictor):
             "out_channels": self.out_channels,
             "precision": self.precision,
             "full_scale": self.full_scale,
-            "operating_points": {
-                name: point.to_dict()
-                for name, attribute in POINTS.items()
-                if (point := getattr(self, attribute)) is not None
-            },
+            "operating_points": points_of(self),
             "card": self.card,
         }
         write_tensors(as_path(path), self.state_dict(), header)
@@ -388,9 +400,7 @@ class EfficientAD(nn.Module, Predictor):
                 raise ValueError(f"the precision {header['precision']!r} is unknown")
             detector.precision = header["precision"]
             detector.full_scale = _checked_full_scale(header.get("full_scale"))
-            points = header["operating_points"]
-            for name in points.keys() & POINTS.keys():
-                setattr(detector, POINTS[name], OperatingPoint.from_dict(points[name]))
+            set_points(detector, header["operating_points"])
         except ValueError as error:
             raise RunError(
                 f"{path} has a header that does not describe a detector: {one_line(error)}"

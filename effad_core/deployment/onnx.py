@@ -20,7 +20,7 @@ from typing import Any
 
 from effad_core.acceleration.precision import number_format
 from effad_core.deployment.prepared import InferenceGraph
-from effad_core.detector import POINTS, EfficientAD
+from effad_core.detector import EfficientAD, points_of
 from effad_core.errors import RunError, not_installed
 from effad_core.storage.files import as_path, reason
 
@@ -63,8 +63,7 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
     path = as_path(path)
     if path.suffix != ".onnx":
         raise RunError(f"{path} must end with .onnx")
-    points = {name: getattr(detector, attribute) for name, attribute in POINTS.items()}
-    described = {name: point.to_dict() for name, point in points.items() if point is not None}
+    described = points_of(detector)
     if described and number_format(detector.precision) != "float32":
         raise ValueError(
             f"the thresholds hold in {detector.precision}, and an ONNX file computes in float32: "

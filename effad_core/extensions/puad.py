@@ -17,13 +17,12 @@ from collections.abc import Iterable
 from effad_core.acceleration.precision import computing_in
 from effad_core.datasets import ResizedImages, Scenario
 from effad_core.datasets.transforms import normalise
-from effad_core.detector import POINTS, EfficientAD
+from effad_core.detector import EfficientAD, points_of, set_points
 from effad_core.errors import RunError
 from effad_core.prediction import Predictor
 from effad_core.statistics import ChannelMoments
 from effad_core.storage.files import as_path, one_line
 from effad_core.storage.weights import fingerprint, load_weights, read_tensors, write_tensors
-from effad_core.thresholds import OperatingPoint
 
 import torch
 from torch import Tensor, nn
@@ -190,15 +189,8 @@ class PUAD(Predictor):
             RunError: if it cannot be written.
         """
         self._check_fitted()
-        header = {
-            "kind": "PUAD",
-            "detector": self._detector_fingerprint(),
-            "operating_points": {
-                name: point.to_dict()
-                for name, attribute in POINTS.items()
-                if (point := getattr(self, attribute)) is not None
-            },
-        }
+        header = {"kind": "PUAD", "detector": self._detector_fingerprint()}
+        header["operating_points"] = points_of(self)
         write_tensors(as_path(path), self.normal.state_dict(), header)
 
     @classmethod
@@ -223,9 +215,7 @@ class PUAD(Predictor):
             )
         load_weights(loaded.normal, tensors, path)
         try:
-            for name in header["operating_points"].keys() & POINTS.keys():
-                point = OperatingPoint.from_dict(header["operating_points"][name])
-                setattr(loaded, POINTS[name], point)
+            set_points(loaded, header["operating_points"])
         except ValueError as error:
             raise RunError(f"{path} has a damaged header: {one_line(error)}") from None
         return loaded
