@@ -542,6 +542,19 @@ def test_profiles(name):
         Schedule.named("fast")
 
 
+def test_the_learning_rate_rises_over_an_eighth_of_the_steps_and_at_most_50():
+    short = Schedule(iterations=80, learning_rate=1.0, cosine=True)  # rises over 10 steps
+    falls = [(1 + np.cos(np.pi * step / 80)) / 2 for step in range(80)]
+    expected = [min(1, (step + 1) / 10) * (0.01 + 0.99 * fall) for step, fall in enumerate(falls)]
+    assert [short.learning_rates_at(step)[0] for step in range(80)] == pytest.approx(expected)
+    long = Schedule(iterations=800, learning_rate=1.0, cosine=True)
+    assert long.learning_rates_at(24)[0] == pytest.approx(0.5, rel=0.01)
+    assert long.learning_rates_at(49)[0] > 0.99 > 0.02 > long.learning_rates_at(799)[0] > 0.01
+    after = replace(short, autoencoder_iterations=8)
+    assert after.learning_rates_at(0) == (0.0, 1.0)  # an eighth of 8 steps: at once
+    assert after.learning_rates_at(8) == pytest.approx((0.1, 0.01))
+
+
 def scenario_of(folder, images):
     (folder / "train" / "good").mkdir(parents=True)
     for index, image in enumerate(images):
