@@ -245,6 +245,17 @@ def test_curves_leave_nan_out():
         figures.curves({"a": ([1, 2], [1])}, "x", "y", "t")
 
 
+def test_curves_with_errors_reach_from_mean_minus_to_mean_plus():
+    series = {"a": ([1, 2], [0.5, 0.75]), "b": ([1, 2], [0.25, 0.5])}
+    ax = figures.curves(series, "x", "y", "t", errors={"a": [0.125, 0.25]}).axes[0]
+    (bars,) = [c for c in ax.collections if hasattr(c, "get_segments")]
+    assert [[*segment[:, 1]] for segment in bars.get_segments()] == [[0.375, 0.625], [0.5, 1.0]]
+    with pytest.raises(ValueError, match="errors of .'c'., which have no curve"):
+        figures.curves(series, "x", "y", "t", errors={"c": [0, 0]})
+    with pytest.raises(ValueError, match="'b' has 2 values and 1 errors"):
+        figures.curves(series, "x", "y", "t", errors={"b": [0.1]})
+
+
 def test_roc_curves_enclose_the_areas_of_their_legend():
     labels = np.repeat([0, 1], [40, 25])
     scores = {

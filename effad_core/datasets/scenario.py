@@ -220,6 +220,19 @@ class Scenario:
     def _splits(self) -> tuple[tuple[str, tuple[Sample, ...]], ...]:
         return ("train", self.train), ("validation", self.validation), ("test", self.test)
 
+    def test_part(self, count: int) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+        """A part of the test images: at most `count`, half of them normal, evenly spaced; 0: all.
+
+        Returns:
+            The normal ones and the anomalous ones; either may be empty.
+
+        Example:
+            >>> normal, anomalous = scenario.test_part(64)
+        """
+        normal, anomalous = ([s for s in self.test if s.label == label] for label in (0, 1))
+        half = count and max(1, count // 2)
+        return evenly(normal, half), evenly(anomalous, half)
+
     def summary(self) -> str:
         """A text table: images and those with masks, per split and anomaly type; what was left out.
 

@@ -103,6 +103,7 @@ def curves(
     ylabel: str,
     title: str,
     log: bool = False,
+    errors: Mapping[str, np.ndarray] | None = None,
 ) -> Figure:
     """Lines, for example the terms of a loss over the iterations; NaN values are left out.
 
@@ -111,12 +112,17 @@ def curves(
         xlabel, ylabel: what the axes are.
         title: says what to see.
         log: logarithmic y.
+        errors: by name, of as many values as its y; drawn to both sides, for example the standard
+            deviation over seeds.
 
     Raises:
-        ValueError: for no series, or x and y of different lengths.
+        ValueError: for no series, x, y or errors of different lengths, or errors of unknown names.
     """
     if not series:
         raise ValueError("there are no curves to show")
+    errors = {name: np.asarray(e, dtype=np.float64) for name, e in (errors or {}).items()}
+    if unknown := errors.keys() - series.keys():
+        raise ValueError(f"there are errors of {sorted(unknown)}, which have no curve")
     figure, axes = new_figure(width=7.2)
     ax = axes[0, 0]
     for name, (x, y) in series.items():
@@ -125,7 +131,13 @@ def curves(
             raise ValueError(f"{name!r} has x of shape {x.shape} and y of shape {y.shape}")
         known = np.isfinite(x) & np.isfinite(y)
         mark = "o" if known.sum() < 12 else ""
-        ax.plot(x[known], y[known], marker=mark, markersize=4, label=name)
+        band = errors.get(name, np.zeros_like(y))
+        if band.shape != y.shape:
+            raise ValueError(f"{name!r} has {y.size} values and {band.size} errors")
+        line = ax.plot(x[known], y[known], marker=mark, markersize=4, label=name)[0]
+        if name in errors:
+            colour = line.get_color()
+            ax.errorbar(x[known], y[known], band[known], fmt="none", ecolor=colour, capsize=3)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if log:
         ax.set_yscale("log")

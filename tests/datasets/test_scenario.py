@@ -298,6 +298,22 @@ def test_evenly_spaced_samples(count, expected):
     assert evenly((), count) == ()
 
 
+@pytest.mark.parametrize(
+    "count, expected",
+    [(0, (5, 4)), (100, (5, 4)), (6, (3, 3)), (5, (2, 2)), (1, (1, 1))],
+)
+def test_a_part_of_the_test_images_is_half_normal(tmp_path, count, expected):
+    for name in ("train/good/a", "train/good/b", *(f"test/good/{i}" for i in range(5))):
+        image(tmp_path / f"{name}.png")
+    for i in range(4):
+        image(tmp_path / f"test/bent/{i}.png")
+    scenario = open_scenario(tmp_path)
+    normal, anomalous = scenario.test_part(count)
+    assert (len(normal), len(anomalous)) == expected
+    assert {s.label for s in normal} == {0} and {s.label for s in anomalous} == {1}
+    assert {*normal, *anomalous} <= {*scenario.test}
+
+
 def test_a_scenario_shows_itself_in_a_line():
     normal = tuple(Sample(Path(f"{i}.png"), 0, "good") for i in range(3))
     shown = repr(Scenario("part", normal[:2], normal[2:], (), "drawn", "CC0"))
