@@ -31,6 +31,7 @@ VERBS = (
 )
 CARD = ("You will do", "You will learn", "You need", "minutes", "Reads", "Writes")
 LONGEST, MEDIAN = 25, 8
+IMPORTED = 10  # names at most, before the first section
 RUNNER_GIVES = {"scenario", "report"}
 
 Rule = Callable[[NotebookNode, str], Iterator[str]]
@@ -109,6 +110,21 @@ def has_short_cells(notebook, following):
             yield f"the cell {cell.source.splitlines()[0]!r} has {length} lines"
     if lengths and median(lengths) > MEDIAN:
         yield f"the median code cell has {median(lengths):g} lines"
+
+
+@rule
+def imports_few_names_before_its_first_section(notebook, following):
+    names = 0
+    for cell in notebook.cells[1:]:
+        if cell.cell_type == "markdown" and cell.source.startswith("#"):
+            break
+        if cell.cell_type == "code" and "start" not in tags(cell):
+            lines = [line for line in cell.source.splitlines() if not line.startswith("%")]
+            for node in ast.walk(ast.parse("\n".join(lines))):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names += len(node.names)
+    if names > IMPORTED:
+        yield f"{names} names are imported before the first section"
 
 
 @rule
@@ -294,6 +310,10 @@ BREAKS = {
     "long cells": (
         lambda n: [cell.update(source="x = 1\n" * 9) for cell in code_cells(n)[1:]],
         "the median code cell has 9 lines",
+    ),
+    "many imports": (
+        lambda n: n.cells[2].update(source="from os import " + ", ".join("abcdefghijk")),
+        "11 names are imported before the first section",
     ),
     "an execution count": (
         lambda n: n.cells[4].update(execution_count=3),
