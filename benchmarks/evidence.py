@@ -14,18 +14,17 @@ import json
 import os
 import shutil
 import sys
-import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.studies import make_study, study_settings, train_timed
 from effad_core import EfficientAD, Sample, Scenario, Schedule, evaluate, open_scenario, train
 from effad_core.datasets import PretrainingImages, ResizedImages, open_pretraining
 from effad_core.detector import DETECTOR
 from effad_core.errors import RunError, command_errors
 from effad_core.evaluation.evidence import FACTS, FOLDER, TEACHER
-from effad_core.evaluation.timing import machine
 from effad_core.storage.digests import combined, inventory
 from effad_core.storage.files import as_path, write_text
 from effad_core.storage.runs import Run
@@ -39,7 +38,6 @@ from torch import Tensor
 LIST = Path(__file__).with_name("evidence.toml")
 PROBE = "probe.json"
 TOLERANCE = 0.02  # of the probe's numbers: processors round differently, and six steps add it up
-MINUTES = "minutes.json"  # in a run's folder: what its training took
 
 
 def entries() -> dict[str, dict]:
@@ -138,6 +136,13 @@ def outdated(name: str, entry: Mapping, folder: Path) -> str | None:
     if not path.is_file():
         return "it is missing"
     facts = json.loads(path.read_text(encoding="utf-8"))
+    if "variants" in entry:
+        keys = ("scenario", "profile", "seeds", "size")
+        if any(facts[key] != entry[key] for key in keys):
+            return "evidence.toml says something else now"
+        return (
+            None if facts["settings"] == study_settings(entry) else "schedules or teachers changed"
+        )
     if any(facts[key] != entry[key] for key in ("scenario", "profile", "changes", "size")):
         return "evidence.toml says something else now"
     made = [*map(int, facts["metrics"])], facts["detector_seed"]
@@ -155,21 +160,15 @@ def make(name: str, entry: Mapping, runs: Path, folder: Path) -> None:
     schedule = Schedule.named(entry["profile"], **entry["changes"])
     facts = {key: entry[key] for key in ("scenario", "profile", "changes", "size")}
     facts |= settings(entry["profile"], entry["changes"], entry["size"])
-    facts |= {"command": "make evidence", "processor": "", "minutes": {}, "metrics": {}}
+    facts |= {"command": "make evidence", "minutes": {}, "metrics": {}}
     facts["training_images"] = combined(inventory(sample.path for sample in scenario.train))
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
     for seed in entry["seeds"]:
         run = runs / f"{name}-{entry['profile']}-{entry['size']}-seed{seed}"
         detector = EfficientAD(entry["size"]).load_teacher()
-        fresh, start = not run.exists(), time.perf_counter()
-        train(detector, scenario, schedule, pretraining, run, seed=seed)
-        if fresh:
-            minutes = (time.perf_counter() - start) / 60
-            write_text(run / MINUTES, json.dumps([minutes, machine(detector.device)]))
-        known = run / MINUTES
-        minutes, processor = json.loads(known.read_text()) if known.exists() else (None, None)
-        facts["processor"] = processor or facts["processor"] or machine(detector.device)
+        minutes, processor = train_timed(detector, scenario, schedule, pretraining, run, seed)
+        facts["processor"] = processor
         facts["minutes"][str(seed)] = minutes
         shown = seed == entry["detector"]
         evaluation = evaluate(rounded(detector, scenario) if shown else detector, scenario)
@@ -209,7 +208,9 @@ def main() -> None:
         write_text(kept, json.dumps(today, indent=1) + "\n")
         for name in args.only:
             if found[name]:
-                make(name, entries()[name], args.runs, folder)
+                entry = entries()[name]
+                made = make_study if "variants" in entry else make
+                made(name, entry, args.runs, folder)
     if other_code and set(args.only) == {*entries()}:
         write_text(old, json.dumps(today, indent=1) + "\n")
 

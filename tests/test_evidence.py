@@ -5,9 +5,25 @@ import shutil
 from dataclasses import replace
 
 from benchmarks import evidence as making
-from effad_core import EfficientAD, RunError, evaluate, open_scenario
+from benchmarks import studies
+from benchmarks.studies import schedules
+from effad_core import (
+    EfficientAD,
+    PatchDescriptionNetwork,
+    RunError,
+    Sample,
+    Scenario,
+    evaluate,
+    open_scenario,
+)
 from effad_core.evaluation import evidence as module
-from effad_core.evaluation.evidence import detector_of, evidence_of, open_evidence
+from effad_core.evaluation.evidence import (
+    Study,
+    detector_of,
+    evidence_of,
+    open_evidence,
+    open_study,
+)
 from effad_core.storage.shipped import shipped
 
 import numpy as np
@@ -64,6 +80,68 @@ def test_metrics_by_seed_and_group():
     assert evidence.log["step"][-1] == 1500 and evidence.log.dtype.names[1] == "L_hard"
 
 
+@pytest.mark.parametrize("name", [name for name, entry in LIST.items() if "variants" in entry])
+def test_a_study_has_every_training_of_the_list(name):
+    study, entry = open_study(name), LIST[name]
+    expected = [(v, s.iterations, seed) for v, _, s in schedules(entry) for seed in entry["seeds"]]
+    rows = study.facts["rows"]
+    assert [(r["variant"], r["iterations"], r["seed"]) for r in rows] == expected
+    assert study.variants == [*entry["variants"]]
+    longest = [r for r in rows if r["variant"] == study.variants[-1]][-len(entry["seeds"]) :]
+    for group, values in longest[0]["metrics"].items():
+        for metric in values:
+            expected = [row["metrics"][group][metric] for row in longest]
+            assert study.metric(study.variants[-1], metric, group).tolist() == expected
+    expected = [row["losses"]["L_AE"] for row in longest]
+    assert study.metric(study.variants[-1], "L_AE").tolist() == expected
+    expected = [row["photographs"]["difference"] for row in longest]
+    assert study.metric(study.variants[-1], "difference").tolist() == expected
+    assert str(study).startswith(f"evidence: {entry['scenario']}, {study.facts['images'][0]} train")
+
+
+def test_a_study_trains_each_variant_once(drawn, narrow, pretraining, tmp_path, monkeypatch):
+    monkeypatch.setattr(EfficientAD, "load_teacher", lambda self, *_: self)
+    monkeypatch.setattr(studies, "EfficientAD", lambda size: narrow(size=size))
+    monkeypatch.setattr(studies, "open_pretraining", lambda: pretraining)
+    good = [Sample(path, 0, "good") for path in drawn]
+    bent = replace(good[7], label=1, anomaly_type="bent")
+    split = Scenario("drawn", (*good[:4],), (*good[4:6],), (good[6], bent), "drawn", "CC0")
+    monkeypatch.setattr(studies, "open_scenario", lambda source: split)
+    entry = {"scenario": "drawn", "profile": "smoke", "seeds": [0, 1], "size": "small"}
+    entry |= {"changes": {"autoencoder_iterations": 0}, "iterations": [1, 2], "images": [3, 2]}
+    entry["variants"] = {"with": {}, "without, penalty": {"penalty": False}}
+    studies.make_study("pair", entry, tmp_path / "runs", tmp_path)
+    facts = json.loads((tmp_path / "pair" / "run.json").read_text())
+    assert facts["images"] == [3, 2] and facts["settings"] == studies.study_settings(entry)
+    penalties = {t["variant"]: t["schedule"]["penalty"] for t in facts["settings"]["trainings"]}
+    assert penalties == {"with": True, "without, penalty": False}
+    study = Study(facts)
+    assert study.iterations("with") == [1, 2] and study.metric("with").shape == (2,)
+    trained = tmp_path / "runs" / "pair" / "without+penalty-2-seed1" / "detector.safetensors"
+    detector = narrow()
+    detector.load_state_dict(EfficientAD.load(trained).state_dict())
+    found = studies.on_photographs(detector, pretraining)
+    assert found == pytest.approx(facts["rows"][-1]["photographs"])
+    other = entry | {"changes": {"autoencoder_iterations": 0, "weight_decay": 0.0}}
+    with pytest.raises(RunError, match="holds a run with other settings"):
+        studies.make_study("pair", other, tmp_path / "runs", tmp_path)
+    monkeypatch.setattr(studies, "train", None)  # a second call takes up what is there
+    studies.make_study("pair", entry, tmp_path / "runs", tmp_path)
+    assert json.loads((tmp_path / "pair" / "run.json").read_text()) == facts
+
+
+def test_the_teachers_of_a_study(pretraining, tmp_path):
+    def weights(name):
+        detector = studies.with_teacher(name, "small", pretraining, tmp_path)
+        return [w.clone() for w in detector.teacher.parameters()]
+
+    shipped_one = EfficientAD().load_teacher()
+    assert all(map(torch.equal, weights("shipped"), shipped_one.teacher.parameters()))
+    torch.manual_seed(1)
+    expected = PatchDescriptionNetwork("small", out_channels=shipped_one.out_channels)
+    assert all(map(torch.equal, weights("random"), expected.parameters()))
+
+
 @pytest.fixture
 def copied(tmp_path, monkeypatch):
     """Evidence of the tray in a folder of its own, which the module takes for the shipped one."""
@@ -104,6 +182,21 @@ def test_what_changed_since_is_said(copied, change, reason):
     assert reason in making.outdated("tray", LIST["tray"], copied)
     path.unlink()
     assert making.outdated("tray", LIST["tray"], copied) == "it is missing"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"profile": "paper"}, "says something else now"),
+        ({"seeds": [7]}, "says something else now"),
+        ({"settings": {}}, "schedules or teachers changed"),
+    ],
+)
+def test_what_changed_in_a_study_is_said(tmp_path, change, reason):
+    shutil.copytree(shipped("evidence/warm-up"), tmp_path / "warm-up")
+    path = tmp_path / "warm-up" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert reason in making.outdated("warm-up", LIST["warm-up"], tmp_path)
 
 
 def test_probes_of_other_code_differ():

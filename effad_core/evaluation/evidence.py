@@ -2,7 +2,8 @@
 
 A folder of `data/evidence` holds what several seeds of one training found: run.json (how it was
 trained, how long it took on which processor, metrics, the scores of the test images), log.csv of
-one seed and, where a notebook looks at maps, that seed's detector. `make evidence` makes them.
+one seed and, where a notebook looks at maps, that seed's detector. A study, which compares variants
+of one short training, has a run.json alone. `make evidence` makes them.
 """
 
 import json
@@ -112,14 +113,99 @@ def open_evidence(name: str) -> Evidence:
         >>> evidence.facts["profile"], evidence.detector("cpu").size
         ('laptop', 'small')
     """
-    folder = shipped(f"{FOLDER}/{name}")
-    if not (folder / FACTS).is_file():
+    return Evidence(shipped(f"{FOLDER}/{name}"), _facts(name))
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `open_study` gives: trainings alike in all but the variant, the length and the seed.
+
+    Attributes:
+        facts: run.json: "scenario", "profile", "seeds", "size", "images" (how many were trained on,
+            and how many were scored), "command", "processor", "settings" and "training_images"
+            (what it depends on), and "rows": one training each, with its "variant", "iterations",
+            "seed", "minutes" (None where nobody took the time), "metrics" by group of images,
+            "losses" (the last row of its log), and "photographs": mean squares of the student's
+            output and of its "difference" from the teacher on photographs.
+    """
+
+    facts: Mapping
+
+    def __str__(self) -> str:
+        facts, minutes = self.facts, [row["minutes"] for row in self.facts["rows"]]
+        took = f", {sum(minutes):.0f} minutes" if None not in minutes else ""
+        trained, scored = facts["images"]
+        return (
+            f"evidence: {facts['scenario']}, {trained} training and {scored} test images, "
+            f"{len(minutes)} trainings with {len(facts['seeds'])} seeds{took} "
+            f"on {facts['processor']} ({facts['command']})"
+        )
+
+    @property
+    def variants(self) -> list[str]:
+        """Their names, in the order of the list."""
+        return list(dict.fromkeys(row["variant"] for row in self.facts["rows"]))
+
+    def iterations(self, variant: str) -> list[int]:
+        """The lengths of a variant's trainings, ascending."""
+        return sorted({r["iterations"] for r in self.facts["rows"] if r["variant"] == variant})
+
+    def metric(
+        self,
+        variant: str,
+        name: str = "image_auroc_student_teacher",
+        group: str = "all",
+        iterations: int | None = None,
+    ) -> np.ndarray:
+        """A metric of every seed, shape (seeds,).
+
+        Args:
+            variant: which.
+            name: a metric; a term of the loss, such as "L_AE"; "student" or "difference" for what
+                is measured on photographs.
+            group: of test images, as in `Evaluation.metrics`.
+            iterations: how long the trainings were; None takes the longest.
+
+        Example:
+            >>> study = open_study("losses-tray")  # three seeds
+            >>> study.metric("plain mean, penalty", group="structural_anomalies").shape
+            (3,)
+        """
+        length = iterations or self.iterations(variant)[-1]
+        rows = [
+            r for r in self.facts["rows"] if (r["variant"], r["iterations"]) == (variant, length)
+        ]
+        return np.array(
+            [{**r["metrics"][group], **r["losses"], **r["photographs"]}[name] for r in rows]
+        )
+
+
+def open_study(name: str) -> Study:
+    """A study that is shipped with the package.
+
+    Args:
+        name: its folder in `data/evidence`.
+
+    Raises:
+        RunError: if there is none of that name, or its run.json is damaged.
+
+    Example:
+        >>> open_study("teachers").variants
+        ['random teacher', 'distilled in notebook 02', 'shipped teacher']
+    """
+    return Study(_facts(name))
+
+
+def _facts(name: str) -> Mapping:
+    """The run.json of an entry of evidence.toml."""
+    path = shipped(f"{FOLDER}/{name}") / FACTS
+    if not path.is_file():
         names = sorted(path.parent.name for path in shipped(FOLDER).glob(f"*/{FACTS}"))
         raise RunError(f"there is no evidence {name!r}; there is: {', '.join(names)}")
     try:
-        return Evidence(folder, json.loads((folder / FACTS).read_text(encoding="utf-8")))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise RunError(f"{folder / FACTS} is damaged: take it from the repository again") from None
+        raise RunError(f"{path} is damaged: take it from the repository again") from None
 
 
 def evidence_of(scenario: Scenario) -> Evidence | None:
