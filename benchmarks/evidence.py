@@ -3,7 +3,8 @@
     make evidence
     python -m benchmarks.evidence --only tray --runs build/evidence
 
-Trains what the list names (an interrupted run goes on), keeps the runs in --runs, and writes into
+Trains what the list names (an interrupted run goes on; entries with variants are studies, see
+studies.py), keeps the runs in --runs, and writes into
 data/evidence what is shipped of them. What is there already and was made by today's code, teacher
 and schedules stays; `--check` only says what does not. Test images are scored after the training
 and choose nothing.
