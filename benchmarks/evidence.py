@@ -3,11 +3,10 @@
     make evidence
     python -m benchmarks.evidence --only tray --runs build/evidence
 
-Trains what the list names (an interrupted run goes on; entries with variants are studies, see
-studies.py), keeps the runs in --runs, and writes into
-data/evidence what is shipped of them. What is there already and was made by today's code, teacher
-and schedules stays; `--check` only says what does not. Test images are scored after the training
-and choose nothing.
+Trains what the list names, keeps the runs in --runs, and writes into data/evidence what is shipped
+of them. An interrupted run goes on. Entries with variants are studies (studies.py). What was made
+by today's code, teacher and schedules stays; `--check` only says what was not. Test images are
+scored after the training and choose nothing.
 """
 
 import argparse

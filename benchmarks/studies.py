@@ -84,11 +84,9 @@ def with_teacher(
     detector = EfficientAD(size).load_teacher()
     if teacher == SHIPPED:
         return detector
-    torch.manual_seed(1)
+    torch.manual_seed(1 if teacher == RANDOM else 0)
     network = PatchDescriptionNetwork(size, out_channels=detector.out_channels)
     if teacher == SHORT:
-        torch.manual_seed(0)
-        network = PatchDescriptionNetwork(size, out_channels=detector.out_channels)
         psi = open_extractor(EXTRACTOR)
         images, _ = photographs.hold_out(max(2, min(50, len(photographs) // 5)))
         distill(network, psi, images, DistillationSchedule.named(SHORT), run_dir=runs / "teacher")
@@ -162,12 +160,14 @@ def make_study(name: str, entry: Mapping, runs: Path, folder: Path) -> None:
     """Train a study's variants, or take up their runs, and write folder/name/run.json."""
     scenario, photographs = open_scenario(entry["scenario"]), open_pretraining()
     few, tested = part_of(scenario, entry.get("images"))
+    training_images = combined(inventory(sample.path for sample in few.train))
+    images = {"training_images": training_images, "test_images": len(tested)}
     rows = []
     for variant, teacher, schedule in schedules(entry):
         for seed in entry["seeds"]:
             label = f"{variant.replace(', ', '+').replace(' ', '-')}-{schedule.iterations}"
             run = runs / name / f"{label}-seed{seed}"
-            settings = settings_of(teacher, schedule, entry["size"])
+            settings = settings_of(teacher, schedule, entry["size"]) | images
             if _known(run, settings) is None:
                 detector = with_teacher(teacher, entry["size"], photographs, runs)
                 minutes, processor = train_timed(detector, few, schedule, photographs, run, seed)
@@ -187,7 +187,6 @@ def make_study(name: str, entry: Mapping, runs: Path, folder: Path) -> None:
     facts = {key: entry[key] for key in ("scenario", "profile", "seeds", "size")}
     facts |= {"images": [len(few.train), len(tested)], "command": "make evidence"}
     facts |= {"processor": "; ".join(processors), "settings": study_settings(entry)}
-    facts["training_images"] = combined(inventory(sample.path for sample in few.train))
-    facts["rows"] = rows
+    facts |= {"training_images": training_images, "rows": rows}
     (folder / name).mkdir(parents=True, exist_ok=True)
     write_text(folder / name / FACTS, json.dumps(facts, indent=1) + "\n")

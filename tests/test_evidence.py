@@ -125,6 +125,9 @@ def test_a_study_trains_each_variant_once(drawn, narrow, pretraining, tmp_path, 
     other = entry | {"changes": {"autoencoder_iterations": 0, "weight_decay": 0.0}}
     with pytest.raises(RunError, match="holds a run with other settings"):
         studies.make_study("pair", other, tmp_path / "runs", tmp_path)
+    fewer = entry | {"images": [2, 2]}
+    with pytest.raises(RunError, match="other images"):
+        studies.make_study("pair", fewer, tmp_path / "runs", tmp_path)
     monkeypatch.setattr(studies, "train", None)  # a second call takes up what is there
     studies.make_study("pair", entry, tmp_path / "runs", tmp_path)
     assert json.loads((tmp_path / "pair" / "run.json").read_text()) == facts
