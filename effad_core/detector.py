@@ -3,9 +3,11 @@
 `predict` (see `Predictor`) is Algorithm 2. Notebook 05 builds its normalisation by hand.
 """
 
+import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from numbers import Integral
 
 from effad_core.acceleration.devices import choose_device
@@ -17,6 +19,7 @@ from effad_core.acceleration.precision import (
     resolve_precision,
     slowdown,
 )
+from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.transforms import normalise
 from effad_core.errors import RunError
 from effad_core.networks import (
@@ -26,13 +29,14 @@ from effad_core.networks import (
     Autoencoder,
     PatchDescriptionNetwork,
 )
-from effad_core.prediction import Predictor
+from effad_core.prediction import Predictor, image_name
 from effad_core.statistics import StreamQuantiles
 from effad_core.storage.files import as_path, one_line
 from effad_core.storage.shipped import shipped
 from effad_core.storage.teachers import read_teacher
 from effad_core.storage.weights import load_weights, read_tensors, write_tensors
 from effad_core.thresholds import OperatingPoint
+from effad_core.tiles import Tiles
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +77,9 @@ class EfficientAD(nn.Module, Predictor):
         image_size: images are resized to this before they enter; a side of a square, or
             (height, width), in pixels, at least 256 each and 4096 x 4096 together.
         out_channels: channels of the teacher, 384 in the paper; `load_teacher` sets its teacher's.
+        tiles: how large images are cut, each tile then resized to image_size; None, as in the
+            paper, resizes the whole image. Quantiles, scores and thresholds are those of the map
+            that is put together from the tiles'.
 
     Attributes:
         teacher, student, autoencoder: T, S and A.
@@ -112,6 +119,7 @@ class EfficientAD(nn.Module, Predictor):
         padding: bool = False,
         image_size: int | tuple[int, int] = 256,
         out_channels: int = 384,
+        tiles: Tiles | None = None,
     ):
         super().__init__()
         if not isinstance(padding, bool):
@@ -119,6 +127,9 @@ class EfficientAD(nn.Module, Predictor):
         if not _is_whole(out_channels) or not 0 < out_channels <= MAX_CHANNELS:
             raise ValueError(f"out_channels must be 1 to {MAX_CHANNELS}, not {out_channels!r}")
         self.size, self.padding, self.image_size = size, padding, checked_image_size(image_size)
+        self.tiles = tiles
+        if tiles is not None:
+            tiles.check(self.image_size, padding)
         self._build(int(out_channels))
         self._precision = "float32"
         self.card: dict = {"teacher": "random"}
@@ -225,11 +236,15 @@ class EfficientAD(nn.Module, Predictor):
         Returns:
             Two float32 tensors of shape (N, H, W).
         """
-        cells = self.cells(images) / self.cell_means
         return tuple(  # Algorithm 1, lines 54-55; Algorithm 2, lines 6-7
             place_cells(m[:, None], self.image_size, self.padding)[:, 0]
-            for m in cells.unbind(dim=1)
+            for m in self.divided_cells(images).unbind(dim=1)
         )
+
+    @torch.inference_mode()
+    def divided_cells(self, images: Tensor) -> Tensor:
+        """As `cells`, each divided by its usual value (see `find_cell_means`)."""
+        return self.cells(images) / self.cell_means
 
     @torch.inference_mode()
     def cells(self, images: Tensor) -> Tensor:
@@ -319,6 +334,37 @@ class EfficientAD(nn.Module, Predictor):
         for batch in batches:  # Algorithm 1, line 48
             for stream, m in zip(streams, self.anomaly_maps(batch), strict=True):
                 stream.add(m.cpu().numpy())  # Algorithm 1, lines 56-57
+        self._set_quantiles(streams)
+
+    def find_tile_quantiles(
+        self, images: Sequence[ImageLike], precision: str | None = None
+    ) -> None:
+        """As `find_quantiles`, for a detector with tiles: of all values of the stitched maps.
+
+        Args:
+            images: validation images at their own size, as `predict` takes them.
+            precision: becomes the detector's, if it is given.
+
+        Raises:
+            DataError: for an image that cannot be read, or is smaller than a tile.
+            ValueError: as `find_quantiles`.
+        """
+        self.precision = precision or self.precision
+        total = sum(
+            math.prod(self.tiles.map_size(open_image(image, self.full_scale).size, self.image_size))
+            for image in images
+        )
+        streams = [StreamQuantiles(total, QUANTILES) for _ in range(2)]
+        for index, image in enumerate(images):
+            opened, name = open_image(image, self.full_scale), image_name(image, index)
+            maps, _ = self.tiles.stitched(
+                opened, self.image_size, self.padding, self.divided_cells, name
+            )
+            for stream, m in zip(streams, maps, strict=True):
+                stream.add(m.numpy())
+        self._set_quantiles(streams)
+
+    def _set_quantiles(self, streams: Sequence[StreamQuantiles]) -> None:
         found = torch.tensor([stream.result() for stream in streams])  # Algorithm 1, lines 59-60
         for name, (q_a, q_b) in zip(("student-teacher", "autoencoder"), found, strict=True):
             if not q_b - q_a > 1e-6 * q_a:  # in float32, as they are kept; the rest is rounding
@@ -347,7 +393,14 @@ class EfficientAD(nn.Module, Predictor):
         Raises:
             ValueError: as `normalise_maps`.
         """
-        m_st, m_ae = self.normalise_maps(*self.anomaly_maps(images))
+        return self._combined(*self.anomaly_maps(images))
+
+    def combined_cells(self, images: Tensor) -> Tensor:
+        """As `combined_maps`, of the cells, (N, 3, h, w): before they are resized to the image."""
+        return self._combined(*self.divided_cells(images).unbind(dim=1))
+
+    def _combined(self, m_st: Tensor, m_ae: Tensor) -> Tensor:
+        m_st, m_ae = self.normalise_maps(m_st, m_ae)
         m = 0.5 * m_st + 0.5 * m_ae  # Algorithm 2, line 10
         return torch.stack([m, m_st, m_ae], dim=1)
 
@@ -368,6 +421,7 @@ class EfficientAD(nn.Module, Predictor):
             "padding": self.padding,
             "image_size": self.image_size,
             "out_channels": self.out_channels,
+            "tiles": self.tiles and asdict(self.tiles),
             "precision": self.precision,
             "full_scale": self.full_scale,
             "operating_points": points_of(self),
@@ -395,7 +449,9 @@ class EfficientAD(nn.Module, Predictor):
         )
         try:
             names = ("size", "padding", "image_size", "out_channels")
-            detector = cls(**{name: header.get(name) for name in names})
+            tiles = header.get("tiles")  # older files have none
+            tiles = Tiles(**_entries(tiles, "size", "overlap")) if tiles else None
+            detector = cls(**{name: header.get(name) for name in names}, tiles=tiles)
             if header["precision"] not in PRECISIONS[1:]:  # "auto" is none to have
                 raise ValueError(f"the precision {header['precision']!r} is unknown")
             detector.precision = header["precision"]
@@ -430,6 +486,13 @@ class EfficientAD(nn.Module, Predictor):
                     stacklevel=2,
                 )
         return detector.eval()
+
+
+def _entries(content: object, *names: str) -> dict:
+    """A part of a header; ValueError if it has not exactly these entries."""
+    if not isinstance(content, Mapping) or content.keys() != set(names):
+        raise ValueError(f"{content!r} does not have the entries {', '.join(names)}")
+    return dict(content)
 
 
 def _channels(weights: Mapping[str, Tensor], last: int) -> int | None:

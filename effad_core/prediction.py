@@ -10,7 +10,9 @@ from typing import overload
 from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.transforms import resize, to_tensor
 from effad_core.errors import DataError
+from effad_core.networks import STRIDE
 from effad_core.thresholds import OperatingPoint
+from effad_core.tiles import Tiles
 
 import numpy as np
 import torch
@@ -20,31 +22,73 @@ from torch import Tensor
 
 MAPS = ("combined", "student-teacher", "autoencoder")
 BATCH_PIXELS = 2**24  # a batch is full with these, however few images they are
+UNKNOWN = (math.nan, math.nan)  # the scores of the two maps that a predictor does not have
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the detector says of one image. Maps are float32, (H, W), at the image's own size.
+    """What the detector says of one image.
+
+    `map`, `st_map` and `ae_map` are resized to the image when you ask for them, and not kept: a
+    list of predictions of large images stays small.
 
     Attributes:
-        map: the combined anomaly map M, the mean of the two below.
-        score: the anomaly score, the maximum of M before it is resized to the image's size.
-        st_map: the normalised student-teacher map; NaN everywhere if the predictor has one map.
-        ae_map: the normalised autoencoder map; the same.
+        maps: as the detector computed them, float32, shape (maps, h, w): the combined map, then,
+            if it has them, the student-teacher and the autoencoder map.
+        score: the anomaly score, the maximum of the combined map M before it is resized to the
+            image's size.
+        size: (height, width) of the image.
         threshold: the detector's for scores; None if it has none.
         pixel_threshold: the detector's for maps; None if it has none.
         st_score, ae_score: the maxima of the two other maps before they are resized; NaN if they
             are unknown.
+        covered: (height, width) of the resized image whose map was put together from tiles, of one
+            cell for four pixels; None without tiles.
     """
 
-    map: np.ndarray
+    maps: np.ndarray
     score: float
-    st_map: np.ndarray
-    ae_map: np.ndarray
+    size: tuple[int, int]
     threshold: float | None = None
     pixel_threshold: float | None = None
     st_score: float = math.nan
     ae_score: float = math.nan
+    covered: tuple[int, int] | None = None
+
+    @property
+    def map(self) -> np.ndarray:
+        """The combined anomaly map M, float32, (H, W), at the image's own size."""
+        return self.map_at(self.size)
+
+    @property
+    def st_map(self) -> np.ndarray:
+        """The normalised student-teacher map; NaN everywhere if the predictor has one map."""
+        return self.map_at(self.size, 1)
+
+    @property
+    def ae_map(self) -> np.ndarray:
+        """The normalised autoencoder map; NaN everywhere if the predictor has one map."""
+        return self.map_at(self.size, 2)
+
+    def map_at(self, size: tuple[int, int], index: int = 0) -> np.ndarray:
+        """One of the maps at another size (Algorithm 2, line 12).
+
+        Args:
+            size: (height, width) in pixels.
+            index: 0 combined, 1 student-teacher, 2 autoencoder.
+
+        Returns:
+            float32, of that shape, resized with bilinear interpolation.
+        """
+        if index >= len(self.maps):
+            return np.broadcast_to(np.float32(np.nan), size)
+        m = torch.from_numpy(self.maps[index])[None, None]
+        if self.covered is not None:
+            m = F.interpolate(m, scale_factor=STRIDE, mode="bilinear")
+            m = m[..., : self.covered[0], : self.covered[1]]
+        if m.shape[2:] != torch.Size(size):
+            m = F.interpolate(m, size=size, mode="bilinear")
+        return m[0, 0].contiguous().numpy()
 
     @property
     def is_anomalous(self) -> bool:
@@ -118,11 +162,14 @@ class Predictor(ABC):
             known of them, or None.
         full_scale: the white of 16-bit images, found on those trained on; None if they had 8 bits:
             then an image's own file says, or 65535 is white (see `datasets.depth`).
+        tiles: how it cuts large images; None resizes the whole image. With tiles it has `padding`,
+            that of its networks, and `combined_cells`.
     """
 
     map_names: tuple[str, ...] = MAPS
     image_size: tuple[int, int]
     full_scale: int | None = None
+    tiles: Tiles | None = None
     operating_point: OperatingPoint | None
     pixel_operating_point: OperatingPoint | None
 
@@ -226,6 +273,8 @@ class Predictor(ABC):
         for index, item in enumerate(images):
             try:
                 opened = open_image(item, self.full_scale)
+                if self.tiles is not None:
+                    self.tiles.check_image(opened.size, image_name(item, index))
                 pixels += opened.width * opened.height
             except (DataError, OSError) as error:
                 if not keep_going:
@@ -242,22 +291,32 @@ class Predictor(ABC):
     ) -> Iterator[tuple[Image.Image, Prediction] | tuple[Exception, None]]:
         readable = [(name, image) for name, image in batch if isinstance(image, Image.Image)]
         if readable:
-            pixels = [to_tensor(resize(image, self.image_size)) for _, image in readable]
-            maps, found = self.maps_and_scores(torch.stack(pixels))
+            maps, found, covered = self._maps_of_batch(readable)
             check_finite(found, [name for name, _ in readable])
             scores = found.tolist()
         rows = iter(range(len(readable)))
+        limits = (self.threshold, self.pixel_threshold)
         for _, image in batch:
             if not isinstance(image, Image.Image):
                 yield image, None
                 continue
             row = next(rows)
-            own = F.interpolate(  # Algorithm 2, line 12
-                maps[row : row + 1], size=(image.height, image.width), mode="bilinear"
-            )
-            combined, *parts = own[0].cpu().numpy()
-            score, *part_scores = scores[row]
-            if not parts:
-                parts = [np.broadcast_to(np.float32(np.nan), combined.shape)] * 2
-            limits = (self.threshold, self.pixel_threshold)
-            yield image, Prediction(combined, score, *parts, *limits, *part_scores)
+            score, *part_scores = scores[row] if len(scores[row]) == 3 else (*scores[row], *UNKNOWN)
+            own = (image.height, image.width)
+            parts = (*limits, *part_scores, covered[row])
+            yield image, Prediction(maps[row], score, own, *parts)
+
+    def _maps_of_batch(
+        self, batch: Sequence[tuple[str, Image.Image]]
+    ) -> tuple[list[np.ndarray], Tensor, list[tuple[int, int] | None]]:
+        """Maps, each (maps, h, w); scores, (N, maps); and `Prediction.covered` of each image."""
+        if self.tiles is None:
+            pixels = [to_tensor(resize(image, self.image_size)) for _, image in batch]
+            maps, scores = self.maps_and_scores(torch.stack(pixels))
+            return list(maps.cpu().numpy()), scores, [None] * len(batch)
+        stitched = [
+            self.tiles.stitched(image, self.image_size, self.padding, self.combined_cells, name)
+            for name, image in batch
+        ]
+        scores = torch.stack([maps.flatten(1).amax(dim=1) for maps, _ in stitched])
+        return [maps.numpy() for maps, _ in stitched], scores, [shown for _, shown in stitched]

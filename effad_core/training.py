@@ -24,6 +24,7 @@ from effad_core.datasets import (
     open_pretraining,
 )
 from effad_core.datasets.checks import check_images
+from effad_core.datasets.crops import Crops
 from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
 from effad_core.detector import DETECTOR, POINTS, EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
@@ -40,6 +41,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 TERMS = ("L_hard", "penalty", "L_AE", "L_STAE")
+FEWEST_CROPS, MOST_CROPS = 256, 4096  # of large images, for a detector with tiles
 CELL_IMAGES = 128  # training images for the means of the cells, at most
 MOST_WORKERS = 8  # threads that prepare images for a GPU
 
@@ -97,15 +99,18 @@ def train(
         workers = 0 if device.type == "cpu" else min(MOST_WORKERS, usable_processors())
     precision = settled_precision(schedule.precision, device, run_dir, detector.size)
     schedule = replace(schedule, precision=precision)
-    training_images = ResizedImages(scenario.train, detector.image_size)
     validation_images = ResizedImages(scenario.validation, detector.image_size)
     if not scenario.validation:
         raise ValueError(
             f"the scenario {scenario.name} has no validation images, from which the quantiles come"
         )
     _check_variation(scenario.name, validation_images)
+    if detector.tiles is not None:
+        for sample in scenario.validation:
+            detector.tiles.check_image(sample.load().size, sample.path)
+    training_images = _training_images(detector, scenario, schedule, seed)
     found = inventory(sample.path for sample in (*scenario.train, *scenario.validation))
-    count = len(training_images)
+    count = len(scenario.train)
     images = {"training": found[:count], "validation": found[count:]}
     digests = {split: combined(part) for split, part in images.items()}
     digests["pretraining"] = pretraining.identity() if schedule.penalty else "none"
@@ -121,8 +126,8 @@ def train(
         "padding": detector.padding,
         "image_size": detector.image_size,
         "scenario": scenario.name,
-        "train_images": len(training_images),
-        "validation_images": len(validation_images),
+        "train_images": len(scenario.train),
+        "validation_images": len(scenario.validation),
         "pretraining": pretraining.describe() if schedule.penalty else "none: no penalty",
         "digests": digests,
         "seed": seed,
@@ -131,6 +136,8 @@ def train(
     detector.full_scale = scenario.full_scale
     if detector.full_scale is not None:  # 8-bit images: as if there was no such setting
         config["full_scale"] = detector.full_scale
+    if detector.tiles is not None:
+        config["tiles"] = asdict(detector.tiles) | {"crops": len(training_images)}
     arithmetic = describe_precision(precision, device, "training", detector.size)
     student, autoencoder = detector.student, detector.autoencoder
 
@@ -245,10 +252,23 @@ def train(
             detector.precision = precision
             detector.find_cell_means(training_images.batches(8, most=CELL_IMAGES))
         # Algorithm 1, lines 47-60
-        detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
+        if detector.tiles is None:
+            detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
+        else:
+            detector.find_tile_quantiles([s.path for s in scenario.validation], precision)
         if run.folder is not None:
             detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
         return row
+
+
+def _training_images(
+    detector: EfficientAD, scenario: Scenario, schedule: Schedule, seed: int
+) -> ResizedImages:
+    """The whole training images at the detector's size; with tiles, crops from anywhere in them."""
+    if detector.tiles is None:
+        return ResizedImages(scenario.train, detector.image_size)
+    count = min(max(FEWEST_CROPS, schedule.iterations, len(scenario.train)), MOST_CROPS)
+    return Crops(scenario.train, detector.image_size, detector.tiles, count, seed)
 
 
 def _check_variation(name: str, images: ResizedImages) -> None:

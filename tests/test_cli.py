@@ -248,12 +248,12 @@ def test_masks_and_boxes_need_a_pixel_threshold(narrow, drawn, tmp_path, capsys)
 def test_boxes_by_hand():
     m = np.zeros((6, 8), np.float32)
     m[1, 1], m[2, 2], m[4, 5:8] = 0.6, 0.9, 0.7  # two pixels that touch by a corner, and a row
-    boxes = bounding_boxes(Prediction(m, 0.9, m, m, 0.5, 0.5))
+    boxes = bounding_boxes(Prediction(m[None], 0.9, m.shape, 0.5, 0.5))
     assert boxes == [
         {"x": 1, "y": 1, "width": 2, "height": 2, "peak": pytest.approx(0.9)},
         {"x": 5, "y": 4, "width": 3, "height": 1, "peak": pytest.approx(0.7)},
     ]
-    assert bounding_boxes(Prediction(m, 0.9, m, m, 0.5, 2.0)) == []
+    assert bounding_boxes(Prediction(m[None], 0.9, m.shape, 0.5, 2.0)) == []
 
 
 @pytest.fixture

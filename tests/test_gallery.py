@@ -52,7 +52,7 @@ class Brightness:
     def predict(self, image):
         self.seen[image] += 1
         m = np.asarray(read_image(image), np.float32).mean(axis=2) / 255
-        return Prediction(m, float(m.max()), 2 * m, 3 * m)
+        return Prediction(np.stack([m, 2 * m, 3 * m]), float(m.max()), m.shape)
 
 
 def scored(name="a.png", score=0.0, kind="good", label=0, anomaly_type=None, border=False):

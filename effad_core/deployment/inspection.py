@@ -328,7 +328,7 @@ def _start_over(folder: Path) -> None:
 
 def _numbers(prediction: Prediction) -> dict[str, float | int | bool]:
     """A prediction's cells; those that need a threshold only where there is one."""
-    height, width = prediction.map.shape
+    height, width = prediction.size
     y, x = divmod(int(prediction.map.argmax()), width)
     row = {"score": prediction.score, "width": width, "height": height, "peak_x": x, "peak_y": y}
     if prediction.threshold is not None:

@@ -52,8 +52,9 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
     Raises:
         RunError: if the package onnx or onnxscript is missing, the path does not end so, or nothing
             can be written there.
-        ValueError: if the detector has no quantiles, or a number is not finite; or if it has
-            thresholds that were not found in float32, in which the file computes.
+        ValueError: if the detector has no quantiles, or a number is not finite; if it has
+            thresholds that were not found in float32, in which the file computes; or if it has
+            tiles: what puts their maps together is no part of the file.
 
     Example:
         >>> export(detector, folder / "detector.onnx")
@@ -63,6 +64,11 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
     path = as_path(path)
     if path.suffix != ".onnx":
         raise RunError(f"{path} must end with .onnx")
+    if detector.tiles is not None:
+        raise ValueError(
+            "a detector with tiles cannot be exported: an ONNX file computes one tile, and what "
+            "puts their maps together would be missing; use effad predict"
+        )
     described = points_of(detector)
     if described and number_format(detector.precision) != "float32":
         raise ValueError(

@@ -55,7 +55,7 @@ def bounding_boxes(prediction: Prediction) -> list[dict[str, float]]:
         ValueError: if there was no pixel threshold.
     """
     groups, _ = label(prediction.anomalous_pixels, np.ones((3, 3)))  # corners touch too
-    found = []
+    found, m = [], prediction.map
     for number, (rows, columns) in enumerate(find_objects(groups), start=1):
         inside = groups[rows, columns] == number
         found.append(
@@ -64,7 +64,7 @@ def bounding_boxes(prediction: Prediction) -> list[dict[str, float]]:
                 "y": rows.start,
                 "width": columns.stop - columns.start,
                 "height": rows.stop - rows.start,
-                "peak": float(prediction.map[rows, columns][inside].max()),
+                "peak": float(m[rows, columns][inside].max()),
             }
         )
     return sorted(found, key=lambda box: -box["peak"])

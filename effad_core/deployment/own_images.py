@@ -28,6 +28,7 @@ from effad_core.metrics import image_auroc
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.files import as_path, check_file, check_folder
 from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
+from effad_core.tiles import Tiles, add_resolution, resolution_name, resolution_of
 from effad_core.training import train
 
 RATE = 0.05
@@ -59,6 +60,8 @@ def train_folder(
     guarantee: str = "confident",
     seed: int = 0,
     device: str | None = None,
+    image_size: int | tuple[int, int] = 256,
+    tiles: Tiles | None = None,
 ) -> tuple[EfficientAD, tuple[OperatingPoint, OperatingPoint]]:
     """Train a detector, find its thresholds from the validation images, and save both.
 
@@ -72,6 +75,7 @@ def train_folder(
         rate: of false alarms; the lowest possible one where the validation images are too few.
         guarantee: as in `threshold_for_fpr`.
         seed, device: as in `train`.
+        image_size, tiles: as in `EfficientAD`.
 
     Returns:
         The detector, and the operating points of scores and of pixels.
@@ -80,7 +84,7 @@ def train_folder(
         DataError, RunError, ValueError: as `train`.
     """
     run_dir = as_path(run_dir)
-    detector = EfficientAD(size).load_teacher(teacher)
+    detector = EfficientAD(size, image_size=image_size, tiles=tiles).load_teacher(teacher)
     photographs = open_pretraining(pretraining)
     train(detector, scenario, schedule, photographs, run_dir, seed=seed, device=device)
     possible = feasible_rate(len(scenario.validation), rate, guarantee)
@@ -105,6 +109,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser)
     parser.add_argument("--profile", default="laptop", choices=PROFILES, help="laptop without it")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
+    add_resolution(parser)
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
     parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
     parser.add_argument("--run-dir", type=as_path, help="build/runs/NAME-... without it")
@@ -119,10 +124,12 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     with command_errors("the same command goes on from here"):
         device = choose_device(args.device)
         images_needed(args.rate, guarantee=args.guarantee)  # refuses what is no rate
+        resolution = resolution_of(args)
         scenario = open_scenario(args.images, **given(args))
         print(scenario.summary(), flush=True)
         own = f"{_run_name(args.images, scenario.name)}-{args.profile}-{args.size}"
-        run_dir = args.run_dir or Path(f"build/runs/{own}-seed{args.seed}")
+        own += f"-seed{args.seed}{resolution_name(resolution)}"
+        run_dir = args.run_dir or Path(f"build/runs/{own}")
         check_folder(run_dir, "--run-dir")
         check_images(scenario.test)  # `train` looks at the others, `summary` reads these
         held, needed = len(scenario.validation), images_needed(args.rate, guarantee=args.guarantee)
@@ -145,6 +152,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
             guarantee=args.guarantee,
             seed=args.seed,
             device=device,
+            **resolution,
         )
         print(summary(detector, scenario, points))
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes")

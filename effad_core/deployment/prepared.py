@@ -81,11 +81,13 @@ class PreparedDetector(Predictor):
         precision = resolve_precision(precision, self.device, "inference", allowed, detector.size)
         self.precision = precision
         self.image_size, self.full_scale = detector.image_size, detector.full_scale
+        self.tiles, self.padding = detector.tiles, detector.padding
         same = number_format(precision) == number_format(detector.precision)
         self.operating_point = detector.operating_point if same else None
         self.pixel_operating_point = detector.pixel_operating_point if same else None
         dtype = getattr(torch, number_format(precision))
-        graph = InferenceGraph(detector, dtype).to(self.device, memory_format=torch.channels_last)
+        graph = InferenceGraph(detector, dtype, place=detector.tiles is None)
+        graph.to(self.device, memory_format=torch.channels_last)
         if precision == WINOGRAD:
             filter_convolutions(graph, torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
         self.graph = graph
@@ -101,7 +103,15 @@ class PreparedDetector(Predictor):
 
     @torch.inference_mode()
     def combined_maps(self, images: Tensor) -> Tensor:
-        return self.graph(images.to(self.device)).clone()  # the next call may reuse the memory
+        found = self.graph(images.to(self.device))
+        if self.tiles is not None:  # then the graph gives cells
+            return place_cells(found, self.image_size, self.padding)
+        return found.clone()  # the next call may reuse the memory
+
+    @torch.inference_mode()
+    def combined_cells(self, images: Tensor) -> Tensor:
+        """As `EfficientAD.combined_cells`; only with tiles."""
+        return self.graph(images.to(self.device)).clone()
 
 
 class InferenceGraph(nn.Module):
@@ -115,14 +125,18 @@ class InferenceGraph(nn.Module):
     Args:
         detector: trained; it is copied.
         dtype: of the weights and of what passes between the layers.
+        place: whether the cells are resized to the image; without, maps have shape (N, 3, h, w).
 
     Raises:
         ValueError: if the detector has no quantiles, or a number is not finite in this dtype.
     """
 
-    def __init__(self, detector: EfficientAD, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, detector: EfficientAD, dtype: torch.dtype = torch.float32, place: bool = True
+    ):
         super().__init__()
         detector.check_quantiles()
+        self.place = place
         self.image_size, self.padding, self.dtype = detector.image_size, detector.padding, dtype
         teacher, student, autoencoder = (
             copy.deepcopy(network).cpu().float().requires_grad_(False)
@@ -164,7 +178,7 @@ class InferenceGraph(nn.Module):
         cells = [d.float().square().mean(dim=1) for d in (d_st, d_ae)]  # lines 4-6
         cells = torch.stack(cells, dim=1) * self.scale + self.shift  # lines 8-9
         cells = torch.cat([cells.mean(dim=1, keepdim=True), cells], dim=1)  # line 10
-        return place_cells(cells, self.image_size, self.padding)  # line 7
+        return place_cells(cells, self.image_size, self.padding) if self.place else cells  # line 7
 
 
 class _Trunk(nn.Module):

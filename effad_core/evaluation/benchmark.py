@@ -45,6 +45,7 @@ from effad_core.storage.digests import digest, inventory
 from effad_core.storage.files import as_path, check_file, check_folder, remove_parts, write_text
 from effad_core.storage.runs import alone
 from effad_core.storage.weights import fingerprint
+from effad_core.tiles import add_resolution, resolution_name, resolution_of
 from effad_core.training import train
 
 import torch
@@ -91,13 +92,14 @@ def plan(sources: Sequence[str], chosen: Mapping[str, Sequence[str]] | None = No
     return entries
 
 
-def new_detector(size: str, teacher: str | Path = SHIPPED) -> EfficientAD:
+def new_detector(size: str, teacher: str | Path = SHIPPED, **resolution) -> EfficientAD:
     """A detector with a teacher.
 
     Args:
         size: "small" or "medium".
         teacher: "shipped", "random" (an untrained one, the same at every call, to see what
             distillation is worth), or a teacher's file.
+        resolution: image_size and tiles, as in `EfficientAD`.
 
     Raises:
         RunError: if the file is missing, damaged, or of another architecture.
@@ -105,8 +107,8 @@ def new_detector(size: str, teacher: str | Path = SHIPPED) -> EfficientAD:
     if str(teacher) == RANDOM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return EfficientAD(size)  # a new detector draws its teacher first
-    detector = EfficientAD(size)
+            return EfficientAD(size, **resolution)  # a new detector draws its teacher first
+    detector = EfficientAD(size, **resolution)
     return detector.load_teacher() if str(teacher) == SHIPPED else detector.load_teacher(teacher)
 
 
@@ -120,15 +122,16 @@ def run_one(
     maps: Path | None = None,
     teacher: str | Path = SHIPPED,
     device: str | torch.device | None = None,
+    **resolution,
 ) -> Metrics:
     """Train (or take up, or load) one run and evaluate it, unless its metrics are there already.
 
     metrics.json counts as this run's if it holds the digests of its detector and of its test
     images, their labels and masks.
     With a folder `maps`, the run is evaluated in any case and its anomaly maps are written there.
-    The teacher is as in `new_detector`, the device as in `train`.
+    Teacher and resolution are as in `new_detector`, the device as in `train`.
     """
-    detector = new_detector(size, teacher)
+    detector = new_detector(size, teacher, **resolution)
     start = time.perf_counter()
     train(detector, scenario, schedule, pretraining, run_dir, seed=seed, device=device)
     minutes = (time.perf_counter() - start) / 60
@@ -195,7 +198,7 @@ def _read_metrics(path: Path, identity: Mapping[str, str]) -> Metrics | None:
 
 
 def _suffix(args: argparse.Namespace, schedule: Schedule, weights: str) -> str:
-    """What a run's folder name needs in addition where teacher or schedule are not the default.
+    """What a run's folder name needs in addition where an option is not the default.
 
     Args:
         args: the command's.
@@ -210,7 +213,7 @@ def _suffix(args: argparse.Namespace, schedule: Schedule, weights: str) -> str:
         suffix += f"-iterations-{schedule.iterations}"
     if schedule.autoencoder_iterations != usual.autoencoder_iterations:
         suffix += f"-autoencoder-{schedule.autoencoder_iterations}"
-    return suffix
+    return suffix + resolution_name(resolution_of(args))
 
 
 def _at_least(lowest: int) -> Callable[[str], int]:
@@ -235,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser)
     parser.add_argument("--profile", default="laptop", choices=PROFILES)
     parser.add_argument("--size", choices=("small", "medium"), default="small")
+    add_resolution(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--teacher",
@@ -275,7 +279,8 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     changes = {"iterations": args.iterations, "autoencoder_iterations": args.autoencoder_steps}
     changes = {name: value for name, value in changes.items() if value is not None}
     schedule = Schedule.named(args.profile, **changes)
-    suffix = _suffix(args, schedule, weights)
+    suffix, resolution = _suffix(args, schedule, weights), resolution_of(args)
+    new_detector(args.size, args.teacher, **resolution)  # refuses what does not fit
     print(pretraining.describe())
     print(f"computing on {device}")
     for entry in entries:
@@ -296,6 +301,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
         "teacher": args.teacher,
         "teacher_weights": weights,
         "schedule": asdict(schedule),
+        "resolution": resolution_name(resolution),
     }
 
     def write() -> None:
@@ -328,6 +334,7 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
                     args.maps,
                     args.teacher,
                     device,
+                    **resolution,
                 )
             except (DataError, RunError, ValueError, OSError) as error:
                 failed[run] = str(error)

@@ -7,6 +7,7 @@ Notebook 07 builds the metrics by hand.
 """
 
 import json
+import math
 import os
 import warnings
 from collections import Counter
@@ -27,6 +28,7 @@ from tqdm.auto import tqdm
 
 KINDS = ("structural_anomalies", "logical_anomalies")  # MVTec LOCO's anomaly types
 METRICS = "metrics.json"
+MAP_PIXELS = 2**22  # of a map that is kept: larger than any image of the paper's three datasets
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Evaluation:
         scores: for each of the detector's maps (`MAPS`, or "combined" alone) the maximum of the
             normalised map at the detector's image size, shape (n,); the combined map's is the
             anomaly score (Algorithm 2, line 11).
-        maps: combined anomaly maps, float32, each (H, W) at its image's own size; None if they
-            were not kept.
+        maps: combined anomaly maps, float32, each (H, W) at its image's own size, or smaller for
+            images of more than `MAP_PIXELS` (see `map_size`); None if they were not kept.
     """
 
     name: str
@@ -110,12 +112,15 @@ class Evaluation:
         return groups
 
     def _truth(self) -> list[list[tuple[np.ndarray, float]] | None]:
-        """Per image its defects; None for an anomalous image without masks, or without a map."""
+        """Per image its defects at its map's size; None for an anomalous image without masks, or
+        without a map."""
+        if self.maps is None:
+            return [None] * len(self.samples)
         return [
-            sample.load_defects()
-            if self.maps is not None and (sample.mask_paths or not sample.label)
+            [reduced(*defect, m.shape) for defect in sample.load_defects()]
+            if sample.mask_paths or not sample.label
             else None
-            for sample in self.samples
+            for sample, m in zip(self.samples, self.maps, strict=True)
         ]
 
     def _metrics(self, chosen: list[int], truth: list) -> dict[str, float]:
@@ -178,6 +183,34 @@ class Evaluation:
         return root
 
 
+def map_size(size: tuple[int, int]) -> tuple[int, int]:
+    """The size at which an image's map is kept and compared with its mask: (height, width).
+
+    It is the image's own up to `MAP_PIXELS`; of a larger image both sides are divided by the
+    smallest whole number that makes it fit, for a pixel takes 12 bytes while metrics are computed.
+
+    Example:
+        >>> map_size((1024, 1024)), map_size((4000, 6000))
+        ((1024, 1024), (1334, 2000))
+    """
+    factor = math.ceil(math.sqrt(size[0] * size[1] / MAP_PIXELS))
+    return tuple(math.ceil(side / factor) for side in size)
+
+
+def reduced(mask: np.ndarray, area: float, size: tuple[int, int]) -> tuple[np.ndarray, float]:
+    """A defect's mask and saturation area at the size of a map that `map_size` made smaller.
+
+    A pixel of the smaller mask is defective if any of those that it stands for is.
+    """
+    if mask.shape == tuple(size):
+        return mask, area
+    factor = math.ceil(mask.shape[0] / size[0])
+    padded = np.zeros([factor * side for side in size], bool)
+    padded[: mask.shape[0], : mask.shape[1]] = mask
+    smaller = padded.reshape(size[0], factor, size[1], factor).any(axis=(1, 3))
+    return smaller, area * smaller.sum() / mask.sum()
+
+
 def map_paths(folder: Path, samples: Sequence[Sample]) -> list[Path]:
     """Where `Evaluation.save_maps` writes the map of each sample.
 
@@ -204,8 +237,9 @@ def evaluate(
         detector: trained, as it is or prepared.
         scenario: its test images are scored; or the samples themselves, for a part of them.
         batch_size: images that go through the networks at once.
-        keep_maps: keep the combined maps at the images' own sizes, 4 bytes a pixel; None keeps
-            them if there are masks to compare them with.
+        keep_maps: keep the combined maps, 4 bytes a pixel, at the images' own sizes (those of very
+            large images smaller, see `map_size`); None keeps them if there are masks to compare
+            them with.
         device: where the detector computes, now and afterwards; None takes the GPU where there is
             one. A prepared detector stays where it was prepared for.
 
@@ -231,7 +265,7 @@ def evaluate(
     for _, found in tqdm(predictions, total=len(samples), desc="evaluating", leave=False):
         scores.append((found.score, found.st_score, found.ae_score))  # Algorithm 2, line 11
         if keep_maps:
-            maps.append(found.map)
+            maps.append(found.map_at(map_size(found.size)))
     return Evaluation(
         scenario.name if whole else "samples",
         samples,

@@ -91,7 +91,8 @@ class PUAD(Predictor):
         normal: what it knows of normal images.
 
     Raises:
-        ValueError: if the detector has no quantiles.
+        ValueError: if the detector has no quantiles, or has tiles: its student never sees an image
+            as a whole then.
 
     Example:
         >>> from effad_core import PUAD, fit_thresholds
@@ -103,6 +104,8 @@ class PUAD(Predictor):
 
     def __init__(self, detector: EfficientAD):
         detector.check_quantiles()
+        if detector.tiles is not None:
+            raise ValueError("PUAD needs the whole image at once: train a detector without tiles")
         self.detector = detector
         self.normal = NormalImages(detector.out_channels).to(detector.device)
         self.image_size, self.full_scale = detector.image_size, detector.full_scale
