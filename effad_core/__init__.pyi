@@ -26,6 +26,7 @@ from .networks import PatchDescriptionNetwork as PatchDescriptionNetwork
 from .prediction import Prediction as Prediction
 from .schedule import Schedule as Schedule
 from .thresholds import OperatingPoint as OperatingPoint
+from .tiles.cutting import Tiles as Tiles
 from .training import train as train
 
 __version__: str

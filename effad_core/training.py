@@ -24,7 +24,6 @@ from effad_core.datasets import (
     open_pretraining,
 )
 from effad_core.datasets.checks import check_images
-from effad_core.datasets.crops import Crops
 from effad_core.datasets.transforms import augment, draw_augmentation, normalise, to_tensor
 from effad_core.detector import DETECTOR, POINTS, EfficientAD
 from effad_core.losses import hard_feature_loss, mean_squared_difference, pretraining_penalty
@@ -34,6 +33,7 @@ from effad_core.storage.digests import combined, inventory
 from effad_core.storage.files import check_folder
 from effad_core.storage.runs import Run, settled_precision
 from effad_core.storage.weights import fingerprint
+from effad_core.tiles import Crops
 
 import numpy as np
 import torch

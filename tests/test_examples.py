@@ -16,7 +16,7 @@ MODULES = (
     *("acceleration.devices", "datasets", "datasets.pretraining", "deployment.inspection"),
     *("deployment.onnx", "deployment.prepared", "detector", "errors", "evaluation.evidence"),
     *("evaluation.scores", "extensions.puad", "losses", "metrics", "prediction", "schedule"),
-    *("statistics", "storage.shipped", "thresholds", "training"),
+    *("statistics", "storage.shipped", "thresholds", "tiles.cutting", "training"),
 )
 
 

@@ -22,7 +22,7 @@ FLOORS = [
     {"training"},
     {"schedule", "detector"},
     {"prediction"},
-    {"figures"},
+    {"figures", "tiles"},
     {"datasets"},
     {"storage"},
     {"acceleration"},

@@ -28,7 +28,8 @@ from effad_core.metrics import image_auroc
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.files import as_path, check_file, check_folder
 from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
-from effad_core.tiles import Tiles, add_resolution, resolution_name, resolution_of
+from effad_core.tiles import Tiles
+from effad_core.tiles.options import add_resolution, resolution_name, resolution_of
 from effad_core.training import train
 
 RATE = 0.05

@@ -45,7 +45,7 @@ from effad_core.storage.digests import digest, inventory
 from effad_core.storage.files import as_path, check_file, check_folder, remove_parts, write_text
 from effad_core.storage.runs import alone
 from effad_core.storage.weights import fingerprint
-from effad_core.tiles import add_resolution, resolution_name, resolution_of
+from effad_core.tiles.options import add_resolution, resolution_name, resolution_of
 from effad_core.training import train
 
 import torch

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-from effad_core.tiles import Tiles
+from effad_core.datasets import ResizedImages, Sample
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .resized import ResizedImages
-from .scenario import Sample
+from .cutting import Tiles
 
 
 class Crops(ResizedImages):
