@@ -3,7 +3,6 @@
 `predict` (see `Predictor`) is Algorithm 2. Notebook 05 builds its normalisation by hand.
 """
 
-import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +29,7 @@ from effad_core.networks import (
     PatchDescriptionNetwork,
 )
 from effad_core.prediction import Predictor, image_name
+from effad_core.region import Region
 from effad_core.statistics import StreamQuantiles
 from effad_core.storage.files import as_path, one_line
 from effad_core.storage.shipped import shipped
@@ -38,6 +38,7 @@ from effad_core.storage.weights import load_weights, read_tensors, write_tensors
 from effad_core.thresholds import OperatingPoint
 from effad_core.tiles import Tiles
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -80,6 +81,7 @@ class EfficientAD(nn.Module, Predictor):
         tiles: how large images are cut, each tile then resized to image_size; None, as in the
             paper, resizes the whole image. Quantiles, scores and thresholds are those of the map
             that is put together from the tiles'.
+        region: the part of the image that is inspected; None inspects all of it.
 
     Attributes:
         teacher, student, autoencoder: T, S and A.
@@ -120,6 +122,7 @@ class EfficientAD(nn.Module, Predictor):
         image_size: int | tuple[int, int] = 256,
         out_channels: int = 384,
         tiles: Tiles | None = None,
+        region: Region | None = None,
     ):
         super().__init__()
         if not isinstance(padding, bool):
@@ -127,7 +130,7 @@ class EfficientAD(nn.Module, Predictor):
         if not _is_whole(out_channels) or not 0 < out_channels <= MAX_CHANNELS:
             raise ValueError(f"out_channels must be 1 to {MAX_CHANNELS}, not {out_channels!r}")
         self.size, self.padding, self.image_size = size, padding, checked_image_size(image_size)
-        self.tiles = tiles
+        self.tiles, self.region = tiles, region
         if tiles is not None:
             tiles.check(self.image_size, padding)
         self._build(int(out_channels))
@@ -329,11 +332,12 @@ class EfficientAD(nn.Module, Predictor):
             ValueError: for no images, NaN maps, or a map whose two quantiles are equal.
         """
         self.precision = precision or self.precision
-        total = count * self.image_size[0] * self.image_size[1]
+        inside = self._inside(self.image_size)
+        total = count * int(inside.sum())
         streams = [StreamQuantiles(total, QUANTILES) for _ in range(2)]  # Algorithm 1, line 47
         for batch in batches:  # Algorithm 1, line 48
             for stream, m in zip(streams, self.anomaly_maps(batch), strict=True):
-                stream.add(m.cpu().numpy())  # Algorithm 1, lines 56-57
+                stream.add(m.cpu().numpy()[:, inside])  # Algorithm 1, lines 56-57
         self._set_quantiles(streams)
 
     def find_tile_quantiles(
@@ -350,19 +354,22 @@ class EfficientAD(nn.Module, Predictor):
             ValueError: as `find_quantiles`.
         """
         self.precision = precision or self.precision
-        total = sum(
-            math.prod(self.tiles.map_size(open_image(image, self.full_scale).size, self.image_size))
-            for image in images
-        )
+        sizes = (open_image(image, self.full_scale).size for image in images)
+        grids = [self.tiles.map_size(size, self.image_size) for size in sizes]
+        total = sum(int(self._inside(grid).sum()) for grid in grids)
         streams = [StreamQuantiles(total, QUANTILES) for _ in range(2)]
         for index, image in enumerate(images):
             opened, name = open_image(image, self.full_scale), image_name(image, index)
             maps, _ = self.tiles.stitched(
                 opened, self.image_size, self.padding, self.divided_cells, name
             )
-            for stream, m in zip(streams, maps, strict=True):
-                stream.add(m.numpy())
+            for stream, m in zip(streams, maps.numpy(), strict=True):
+                stream.add(m[self._inside(m.shape)])
         self._set_quantiles(streams)
+
+    def _inside(self, size: tuple[int, int]) -> np.ndarray:
+        """The region at the size of a map, boolean (height, width); True everywhere without one."""
+        return np.ones(size, bool) if self.region is None else self.region.at(size)
 
     def _set_quantiles(self, streams: Sequence[StreamQuantiles]) -> None:
         found = torch.tensor([stream.result() for stream in streams])  # Algorithm 1, lines 59-60
@@ -422,6 +429,7 @@ class EfficientAD(nn.Module, Predictor):
             "image_size": self.image_size,
             "out_channels": self.out_channels,
             "tiles": self.tiles and asdict(self.tiles),
+            "region": self.region and self.region.to_text(),
             "precision": self.precision,
             "full_scale": self.full_scale,
             "operating_points": points_of(self),
@@ -451,7 +459,10 @@ class EfficientAD(nn.Module, Predictor):
             names = ("size", "padding", "image_size", "out_channels")
             tiles = header.get("tiles")  # older files have none
             tiles = Tiles(**_entries(tiles, "size", "overlap")) if tiles else None
-            detector = cls(**{name: header.get(name) for name in names}, tiles=tiles)
+            region = header.get("region")
+            region = Region.from_text(region) if region else None
+            numbers = {name: header.get(name) for name in names}
+            detector = cls(**numbers, tiles=tiles, region=region)
             if header["precision"] not in PRECISIONS[1:]:  # "auto" is none to have
                 raise ValueError(f"the precision {header['precision']!r} is unknown")
             detector.precision = header["precision"]

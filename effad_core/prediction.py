@@ -11,6 +11,7 @@ from effad_core.datasets.images import ImageLike, open_image
 from effad_core.datasets.transforms import resize, to_tensor
 from effad_core.errors import DataError
 from effad_core.networks import STRIDE
+from effad_core.region import Region
 from effad_core.thresholds import OperatingPoint
 from effad_core.tiles import Tiles
 
@@ -164,12 +165,14 @@ class Predictor(ABC):
             then an image's own file says, or 65535 is white (see `datasets.depth`).
         tiles: how it cuts large images; None resizes the whole image. With tiles it has `padding`,
             that of its networks, and `combined_cells`.
+        region: the part of the image that counts; None inspects all of it.
     """
 
     map_names: tuple[str, ...] = MAPS
     image_size: tuple[int, int]
     full_scale: int | None = None
     tiles: Tiles | None = None
+    region: Region | None = None
     operating_point: OperatingPoint | None
     pixel_operating_point: OperatingPoint | None
 
@@ -214,7 +217,21 @@ class Predictor(ABC):
 
         The first column is the anomaly score.
         """
-        maps = self.combined_maps(images)
+        return self.inspected(self.combined_maps(images))
+
+    def inspected(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps that are nowhere higher outside the region than inside, and their maxima.
+
+        Args:
+            maps: shape (N, maps, h, w), of whole images.
+
+        Returns:
+            The maps, outside the region with their lowest value inside; the maxima, (N, maps).
+        """
+        if self.region is not None:
+            inside = torch.from_numpy(self.region.at(maps.shape[2:])).to(maps.device)
+            lowest = maps[..., inside].amin(dim=2)
+            maps = torch.where(inside, maps, lowest[..., None, None])
         return maps, maps.flatten(2).amax(dim=2)
 
     @overload
@@ -318,5 +335,6 @@ class Predictor(ABC):
             self.tiles.stitched(image, self.image_size, self.padding, self.combined_cells, name)
             for name, image in batch
         ]
-        scores = torch.stack([maps.flatten(1).amax(dim=1) for maps, _ in stitched])
-        return [maps.numpy() for maps, _ in stitched], scores, [shown for _, shown in stitched]
+        found = [self.inspected(maps[None]) for maps, _ in stitched]
+        scores = torch.cat([scores for _, scores in found])
+        return [maps[0].numpy() for maps, _ in found], scores, [shown for _, shown in stitched]

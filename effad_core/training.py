@@ -105,9 +105,9 @@ def train(
             f"the scenario {scenario.name} has no validation images, from which the quantiles come"
         )
     _check_variation(scenario.name, validation_images)
-    if detector.tiles is not None:
-        for sample in scenario.validation:
-            detector.tiles.check_image(sample.load().size, sample.path)
+    for sample in scenario.validation if detector.tiles or detector.region else ():
+        for part in filter(None, (detector.tiles, detector.region)):
+            part.check_image(sample.load().size, sample.path)
     training_images = _training_images(detector, scenario, schedule, seed)
     found = inventory(sample.path for sample in (*scenario.train, *scenario.validation))
     count = len(scenario.train)
@@ -138,6 +138,8 @@ def train(
         config["full_scale"] = detector.full_scale
     if detector.tiles is not None:
         config["tiles"] = asdict(detector.tiles) | {"crops": len(training_images)}
+    if detector.region is not None:
+        config["region"] = detector.region.to_text()
     arithmetic = describe_precision(precision, device, "training", detector.size)
     student, autoencoder = detector.student, detector.autoencoder
 
@@ -228,7 +230,10 @@ def train(
             else:
                 image, augmented, *p = images
                 known = teacher_features[chosen[0]] if schedule.cache_megabytes else None
-                terms = loss_terms(detector, schedule, image, augmented, *p or [None], known)
+                inside = _region_cells(detector, training_images, chosen[0])
+                terms = loss_terms(
+                    detector, schedule, image, augmented, *p or [None], known, inside
+                )
             total = sum(terms.values())  # Algorithm 1, line 41
             pending.append((step, {name: v.detach() for name, v in (terms | {"L": total}).items()}))
             rates = schedule.learning_rates_at(step)
@@ -268,7 +273,17 @@ def _training_images(
     if detector.tiles is None:
         return ResizedImages(scenario.train, detector.image_size)
     count = min(max(FEWEST_CROPS, schedule.iterations, len(scenario.train)), MOST_CROPS)
-    return Crops(scenario.train, detector.image_size, detector.tiles, count, seed)
+    size, region = detector.image_size, detector.region
+    return Crops(scenario.train, size, detector.tiles, count, seed, region, detector.padding)
+
+
+def _region_cells(detector: EfficientAD, images: ResizedImages, index: int) -> Tensor | None:
+    """The cells of a training image, or of a crop, that lie in the detector's region."""
+    if detector.region is None:
+        return None
+    if isinstance(images, Crops):
+        return torch.from_numpy(images.region_cells(index))
+    return torch.from_numpy(detector.region.cells(detector.image_size, detector.padding))
 
 
 def _check_variation(name: str, images: ResizedImages) -> None:
@@ -316,6 +331,7 @@ def loss_terms(
     augmented: Tensor,
     pretraining_image: Tensor | None,
     teacher_output: Tensor | None = None,
+    inside: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of L_total for one iteration (lines 14-40), by name: see `TERMS`.
 
@@ -329,6 +345,8 @@ def loss_terms(
         augmented: I_aug, the same image augmented.
         pretraining_image: P of the same shape, or None to leave the penalty out.
         teacher_output: the normalised teacher's of `image`, shape (1, C, h, w), where it is known.
+        inside: the cells of the region, boolean, shape (h, w), with one True at least; the hard
+            feature loss looks at no others. None: at all.
 
     Returns:
         Scalars with gradients; L_total is their sum (line 41).
@@ -349,6 +367,8 @@ def loss_terms(
         y_stae = detector.student.head(trunk[:1], slice(half, None)).float()  # line 36
         y_ae = detector.autoencoder(images[:1]).float()  # Algorithm 1, line 32
     d_st = (teacher[1:] - y_st[:1]).square()  # Algorithm 1, line 18
+    if inside is not None:
+        d_st = d_st[..., inside.to(device)][..., None]
     terms = {"L_hard": hard_feature_loss(d_st, schedule.hard_quantile)}  # lines 19-20
     if pretraining_image is not None:
         terms["penalty"] = pretraining_penalty(y_st[1:])  # Algorithm 1, line 22

@@ -23,6 +23,7 @@ FLOORS = [
     {"schedule", "detector"},
     {"prediction"},
     {"figures", "tiles"},
+    {"region"},
     {"datasets"},
     {"storage"},
     {"acceleration"},

@@ -36,9 +36,14 @@ class ExportedGraph(nn.Module):
     def __init__(self, detector: EfficientAD):
         super().__init__()
         self.detector = InferenceGraph(detector)
+        inside = None if detector.region is None else detector.region.at(detector.image_size)
+        self.register_buffer("inside", None if inside is None else torch.from_numpy(inside))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         m = self.detector(image.permute(0, 3, 1, 2))[:, 0]
+        if self.inside is not None:  # as `Predictor.inspected`
+            lowest = torch.where(self.inside, m, torch.inf).amin(dim=(1, 2), keepdim=True)
+            m = torch.where(self.inside, m, lowest)
         return m, m.flatten(1).amax(dim=1)
 
 

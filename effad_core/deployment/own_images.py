@@ -25,6 +25,7 @@ from effad_core.deployment.onnx import export
 from effad_core.detector import DETECTOR, EfficientAD
 from effad_core.errors import command_errors
 from effad_core.metrics import image_auroc
+from effad_core.region import Region
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.files import as_path, check_file, check_folder
 from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
@@ -63,6 +64,7 @@ def train_folder(
     device: str | None = None,
     image_size: int | tuple[int, int] = 256,
     tiles: Tiles | None = None,
+    region: Region | None = None,
 ) -> tuple[EfficientAD, tuple[OperatingPoint, OperatingPoint]]:
     """Train a detector, find its thresholds from the validation images, and save both.
 
@@ -76,7 +78,7 @@ def train_folder(
         rate: of false alarms; the lowest possible one where the validation images are too few.
         guarantee: as in `threshold_for_fpr`.
         seed, device: as in `train`.
-        image_size, tiles: as in `EfficientAD`.
+        image_size, tiles, region: as in `EfficientAD`.
 
     Returns:
         The detector, and the operating points of scores and of pixels.
@@ -85,7 +87,8 @@ def train_folder(
         DataError, RunError, ValueError: as `train`.
     """
     run_dir = as_path(run_dir)
-    detector = EfficientAD(size, image_size=image_size, tiles=tiles).load_teacher(teacher)
+    detector = EfficientAD(size, image_size=image_size, tiles=tiles, region=region)
+    detector.load_teacher(teacher)
     photographs = open_pretraining(pretraining)
     train(detector, scenario, schedule, photographs, run_dir, seed=seed, device=device)
     possible = feasible_rate(len(scenario.validation), rate, guarantee)
@@ -111,6 +114,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", default="laptop", choices=PROFILES, help="laptop without it")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     add_resolution(parser)
+    parser.add_argument("--region", metavar="MASK", help="an image, black where not to inspect")
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
     parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
     parser.add_argument("--run-dir", type=as_path, help="build/runs/NAME-... without it")
@@ -126,10 +130,11 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
         device = choose_device(args.device)
         images_needed(args.rate, guarantee=args.guarantee)  # refuses what is no rate
         resolution = resolution_of(args)
+        region = Region.read(args.region) if args.region else None
         scenario = open_scenario(args.images, **given(args))
         print(scenario.summary(), flush=True)
         own = f"{_run_name(args.images, scenario.name)}-{args.profile}-{args.size}"
-        own += f"-seed{args.seed}{resolution_name(resolution)}"
+        own += f"-seed{args.seed}{resolution_name(resolution)}{'-region' if region else ''}"
         run_dir = args.run_dir or Path(f"build/runs/{own}")
         check_folder(run_dir, "--run-dir")
         check_images(scenario.test)  # `train` looks at the others, `summary` reads these
@@ -154,6 +159,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
             seed=args.seed,
             device=device,
             **resolution,
+            region=region,
         )
         print(summary(detector, scenario, points))
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes")
@@ -184,6 +190,7 @@ def summary(detector: EfficientAD, scenario: Scenario, points: Sequence[Operatin
         f"computed on {detector.device} in "
         f"{describe_precision(precision, detector.device, 'training', detector.size)}",
         *([f"white in 16-bit images: {detector.full_scale}"] if detector.full_scale else []),
+        *([f"inspected: {detector.region.share:.0%} of the image"] if detector.region else []),
         f"images: {points[0]}",
         f"pixels: {points[1]}",
     ]

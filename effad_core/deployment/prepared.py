@@ -81,7 +81,7 @@ class PreparedDetector(Predictor):
         precision = resolve_precision(precision, self.device, "inference", allowed, detector.size)
         self.precision = precision
         self.image_size, self.full_scale = detector.image_size, detector.full_scale
-        self.tiles, self.padding = detector.tiles, detector.padding
+        self.tiles, self.padding, self.region = detector.tiles, detector.padding, detector.region
         same = number_format(precision) == number_format(detector.precision)
         self.operating_point = detector.operating_point if same else None
         self.pixel_operating_point = detector.pixel_operating_point if same else None

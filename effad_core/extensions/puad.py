@@ -152,7 +152,7 @@ class PUAD(Predictor):
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """The student's output, its half that predicts the teacher, averaged over all cells.
+        """The student's output, its half that predicts the teacher, averaged over the cells.
 
         Args:
             images: uint8, shape (N, 3, H, W), at image_size.
@@ -165,7 +165,10 @@ class PUAD(Predictor):
             images = normalise(images.to(self.detector.device))
             trunk = student.trunk(images.contiguous(memory_format=torch.channels_last))
             output = student.head(trunk, slice(0, self.detector.out_channels))
-        return output.float().mean(dim=(2, 3))
+        if self.detector.region is None:
+            return output.float().mean(dim=(2, 3))
+        inside = self.detector.region.cells(images.shape[2:], self.detector.padding)
+        return output.float()[..., torch.from_numpy(inside)].mean(dim=2)
 
     def combined_maps(self, images: Tensor) -> Tensor:
         """The detector's maps."""
