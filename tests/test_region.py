@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from effad_core import PUAD, EfficientAD, Schedule, fit_thresholds, prepare, train
+from effad_core import PUAD, EfficientAD, Schedule, export, fit_thresholds, prepare, train
 from effad_core.datasets import DataError, Sample, to_tensor
 from effad_core.deployment.own_images import train_main
 from effad_core.errors import RunError
@@ -13,6 +13,7 @@ from effad_core.tiles import Crops, Tiles
 from effad_core.training import loss_terms
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -225,19 +226,16 @@ def test_the_command_takes_a_mask(drawn, tmp_path, monkeypatch, capsys, refusal)
 
 
 def test_an_exported_detector_keeps_its_region(narrow, drawn, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    from effad_core import export
-
     ad = narrow(region=Region(half(256, 256)))
     export(ad, tmp_path / "ad.onnx")
     session = onnxruntime.InferenceSession(
         str(tmp_path / "ad.onnx"), providers=["CPUExecutionProvider"]
     )
-    images = [Image.open(path).convert("RGB").resize((256, 256)) for path in drawn[:2]]
+    images = [Image.open(path).convert("RGB") for path in drawn[:2]]
     maps, scores = session.run(None, {"image": np.stack([np.asarray(i) for i in images])})
     for m, score, prediction in zip(maps, scores, ad.predict(images), strict=True):
-        np.testing.assert_allclose(m, prediction.map, rtol=1e-3, atol=1e-3)
-        assert score == pytest.approx(prediction.score, rel=1e-3, abs=1e-3)
+        np.testing.assert_allclose(m, prediction.map, atol=0.01 * np.ptp(prediction.map))
+        assert score == pytest.approx(prediction.score, rel=5e-3)
 
 
 def test_a_region_of_everything_changes_nothing(narrow, drawn):

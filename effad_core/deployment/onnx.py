@@ -2,11 +2,12 @@
 
     export(EfficientAD.load("detector.safetensors"), "detector.onnx")
 
-Input "image": uint8, (N, H, W, 3), RGB, resized to the detector's size with Pillow's bilinear
-filter, as `predict` does. Outputs: "map", float32, (N, H, W), the combined map at that size, and
-"score", float32, (N,), its maximum. N is free. The thresholds, H and W are in the file's metadata,
-and full_scale: the value of 16-bit images that becomes 255, for example 4095, or null for 8 bits.
-Notebook 10 ends with a predictor of ten lines that needs onnxruntime, numpy and pillow.
+Input "image": uint8, (N, H, W, 3), RGB, of any size; N, H and W are free. It is resized inside as
+`predict` does (see `resizing`). Outputs: "map", float32, (N, H, W), the combined map at the images'
+own size, and "score", float32, (N,), its maximum before it was resized to that. In the file's
+metadata are the thresholds; the networks' own image_size; and full_scale: the value of 16-bit
+images that becomes 255, for example 4095, or null for 8 bits. Notebook 10 ends with a predictor of
+ten lines that needs onnxruntime, numpy and pillow.
 """
 
 import errno
@@ -20,31 +21,37 @@ from typing import Any
 
 from effad_core.acceleration.precision import number_format
 from effad_core.deployment.prepared import InferenceGraph
+from effad_core.deployment.resizing import PillowResize
 from effad_core.detector import EfficientAD, points_of
 from effad_core.errors import RunError, not_installed
 from effad_core.storage.files import as_path, reason
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 OPSET = 18
 
 
 class ExportedGraph(nn.Module):
-    """uint8 images (N, H, W, 3) -> the combined map (N, H, W) and its maximum (N,)."""
+    """uint8 images (N, H, W, 3) of any size -> the combined map (N, H, W) and the score (N,)."""
 
     def __init__(self, detector: EfficientAD):
         super().__init__()
+        self.resize = PillowResize(detector.image_size)
         self.detector = InferenceGraph(detector)
         inside = None if detector.region is None else detector.region.at(detector.image_size)
         self.register_buffer("inside", None if inside is None else torch.from_numpy(inside))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        m = self.detector(image.permute(0, 3, 1, 2))[:, 0]
+        height, width = image.shape[1:3]
+        m = self.detector(self.resize(image.permute(0, 3, 1, 2).float()))[:, :1]
         if self.inside is not None:  # as `Predictor.inspected`
-            lowest = torch.where(self.inside, m, torch.inf).amin(dim=(1, 2), keepdim=True)
+            lowest = torch.where(self.inside, m, torch.inf).amin(dim=(2, 3), keepdim=True)
             m = torch.where(self.inside, m, lowest)
-        return m, m.flatten(1).amax(dim=1)
+        score = m.flatten(1).amax(dim=1)  # Algorithm 2, line 11
+        own = F.interpolate(m, size=(height, width), mode="bilinear")  # Algorithm 2, line 12
+        return own[:, 0], score
 
 
 def export(detector: EfficientAD, path: str | os.PathLike) -> None:
@@ -87,7 +94,8 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
     except ModuleNotFoundError as error:
         raise RunError(not_installed("the export to ONNX", error.name, "export")) from None
     module = ExportedGraph(detector).eval()
-    example = torch.zeros(2, *detector.image_size, 3, dtype=torch.uint8)
+    example = torch.zeros(2, 300, 310, 3, dtype=torch.uint8)  # any size but the networks'
+    free = dict.fromkeys((0, 1, 2), torch.export.Dim.DYNAMIC)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -100,7 +108,7 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
                     (example,),
                     input_names=["image"],
                     output_names=["map", "score"],
-                    dynamic_shapes={"image": {0: torch.export.Dim.DYNAMIC}},
+                    dynamic_shapes={"image": free},
                     opset_version=OPSET,
                     dynamo=True,
                     verbose=False,
