@@ -101,6 +101,20 @@ class Prediction:
         return self.score > _set(self.threshold, "threshold")
 
     @property
+    def unit_score(self) -> float:
+        """The score between 0 and 1, for tools that need one: 0.5 is the threshold.
+
+        0.5 + 0.5 x / (1 + |x|), where x is the score's distance from the threshold in units of
+        q_b - q_a, which is 0.1 on the normalised maps. A higher score has a higher unit score. It
+        is no probability.
+
+        Raises:
+            ValueError: as `is_anomalous`.
+        """
+        x = (self.score - _set(self.threshold, "threshold")) / 0.1
+        return 0.5 + 0.5 * x / (1 + abs(x))
+
+    @property
     def anomalous_pixels(self) -> np.ndarray:
         """Where the map is above the pixel threshold: boolean, (H, W).
 

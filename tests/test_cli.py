@@ -1,5 +1,6 @@
 """The command `effad`: its overview, its sub-commands, and the way from good images to verdicts."""
 
+import csv
 import json
 import os
 import re
@@ -18,6 +19,8 @@ from effad_core.prediction import Prediction
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
@@ -307,3 +310,82 @@ def test_a_detector_is_found_in_the_folder_of_its_run(made, drawn, tmp_path, cap
     shutil.copy(made, tmp_path / "run" / "detector.safetensors")
     output = ("--output", tmp_path / "out")
     assert run(capsys, "predict", tmp_path / "run", drawn[0], *output)[0] == 0
+
+
+def test_a_threshold_from_a_few_known_defects(narrow, drawn, tmp_path, capsys):
+    """The labels choose the threshold alone; what the good images promise stands beside it."""
+    made = tmp_path / "d.safetensors"
+    ad = narrow()
+    ad.save(made)
+    good, bad = copy(drawn[:5], tmp_path / "good"), copy(drawn[5:], tmp_path / "bad")
+    scores = {path: ad.predict(path).score for path in drawn}
+    labels, values = [0] * 5 + [1] * 3, [scores[path] for path in drawn]
+    options = ("--rate", "0.4", "--guarantee", "average", "--anomalous", bad)
+
+    code, text, error = run(capsys, "threshold", made, good, *options, "--recall", "1")
+    assert code == 0, error
+    found = EfficientAD.load(made, "cpu")
+    lowest = min(values[5:])
+    above = [value for value in values if value > found.threshold]
+    assert found.threshold < lowest and set(above) == {v for v in values if v >= lowest}
+    false_alarms = sum(value >= lowest for value in values[:5])
+    assert f"3 of 3 defects found, {false_alarms} of 5 good ones called anomalous" in text
+    assert "from the good images alone it would be: threshold" in text
+    assert found.operating_point.kind == "labels-recall"
+    assert found.pixel_operating_point.kind == "fpr-average"
+    for name, value in ad.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+    for alarm, miss in ((1, 1), (1, 50), (50, 1)):
+        cost = ("--cost", str(alarm), str(miss), "--prevalence", "0.2")
+        assert run(capsys, "threshold", made, good, *options, *cost)[0] == 0
+        threshold = EfficientAD.load(made, "cpu").threshold
+
+        def expected(limit, alarm=alarm, miss=miss):
+            called = [value > limit for value in values]
+            wrong = sum(c for c, label in zip(called, labels, strict=True) if not label) / 5
+            missed = sum(not c for c, label in zip(called, labels, strict=True) if label) / 3
+            return 0.8 * alarm * wrong + 0.2 * miss * missed
+
+        candidates = [-1e9, *values]
+        assert expected(threshold) == pytest.approx(min(map(expected, candidates)))
+
+
+@pytest.mark.parametrize(
+    "options", [["--anomalous", "bad"], ["--recall", "0.9"], ["--cost", "1", "2"]]
+)
+def test_labels_need_images_and_an_aim(options, capsys):
+    code, _, error = run(capsys, "threshold", "x.safetensors", "good", *options)
+    assert code == 2 and "--anomalous needs either --recall or --cost" in error
+    options = ("--value", "1", "--anomalous", "bad", "--recall", "0.9")
+    code, _, error = run(capsys, "threshold", "x.safetensors", *options)
+    assert code == 2 and "--anomalous needs a folder of good images" in error
+
+
+def test_scores_between_0_and_1_and_maps_on_request(narrow, drawn, tmp_path, capsys):
+    ad = narrow()
+    scores = [ad.predict(path).score for path in drawn]
+    ad.threshold = sorted(scores)[3]
+    ad.save(tmp_path / "d.safetensors")
+    folder, out = copy(drawn, tmp_path / "images"), tmp_path / "out"
+    arguments = ("predict", tmp_path / "d.safetensors", folder, "--output", out, "--maps")
+    code, _, error = run(capsys, *arguments, "--no-overlays", "--device", "cpu")
+    assert code == 0, error
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(drawn)
+    for row in rows:
+        score, unit = float(row["score"]), float(row["unit_score"])
+        assert 0 < unit < 1 and (unit > 0.5) == (row["is_anomalous"] == "True")
+        distance = (score - ad.threshold) / 0.1
+        assert unit == pytest.approx(0.5 + 0.5 * distance / (1 + abs(distance)))
+        with Image.open(out / "maps" / f"{row['image']}.tiff") as image:
+            m = ad.predict(folder / row["image"]).map  # alone: a batch rounds otherwise
+            np.testing.assert_allclose(image, m, rtol=1e-4, atol=1e-5)
+    ranks = [sorted(rows, key=lambda row: float(row[name])) for name in ("score", "unit_score")]
+    assert ranks[0] == ranks[1]
+    nothing = Prediction(np.zeros((1, 2, 2), np.float32), 0.9, (2, 2))
+    with pytest.raises(ValueError, match="the detector has no threshold"):
+        _ = nothing.unit_score
+    far = [Prediction(nothing.maps, score, (2, 2), 0.5).unit_score for score in (-1e6, 0.5, 1e6)]
+    assert 0 < far[0] < 1e-6 and far[1] == 0.5 and 1 - 1e-6 < far[2] < 1

@@ -309,7 +309,7 @@ def test_without_thresholds(narrow, drawn, tmp_path):
     found = inspect_images(narrow(), drawn[:2], tmp_path)
     for row in rows(tmp_path):
         empty = {name for name, cell in row.items() if cell == ""}
-        assert empty == {"threshold", "is_anomalous", "anomalous_area", "error"}
+        assert empty == {"threshold", "is_anomalous", "anomalous_area", "unit_score", "error"}
     assert (found.anomalous, found.normal, found.unjudged) == (0, 0, 2)
     assert "2 images: 2 scored, 0 unreadable\nthe detector has no threshold" in str(found)
     assert "no pixel threshold" in str(found) and found.scale == inspection.UNKNOWN_SCALE

