@@ -56,6 +56,7 @@ def train(
     log_every: int = 20,
     device: str | torch.device | None = None,
     workers: int | None = None,
+    start: EfficientAD | None = None,
 ) -> dict[str, float]:
     """Train a detector on a scenario's normal images (Algorithm 1). In place.
 
@@ -72,6 +73,9 @@ def train(
             one (see `choose_device`).
         workers: threads that read and augment the images of the next steps meanwhile; None takes
             none on a CPU, which is busy anyway, and up to eight for a GPU. The result is the same.
+        start: a trained detector with the same teacher, whose student and autoencoder the training
+            begins with; it stays as it is. Statistics, quantiles and thresholds are found anew.
+            None begins with random ones.
 
     Returns:
         The last row of the log: iteration, the loss terms and the learning rate.
@@ -80,8 +84,8 @@ def train(
         DataError: for images that cannot be read.
         RunError: if run_dir is in use, cannot be written, or holds a run with other settings or of
             other images, which are recognised by their content.
-        ValueError: if the images are constant, the loss is no longer finite, or this machine does
-            not have the device.
+        ValueError: if `start` has another teacher or size; if the images are constant, the loss is
+            no longer finite, or this machine does not have the device.
 
     Example:
         >>> detector = EfficientAD("small").load_teacher()
@@ -116,6 +120,8 @@ def train(
     digests["pretraining"] = pretraining.identity() if schedule.penalty else "none"
     torch.manual_seed(seed)
     detector.initialise_student()
+    if start is not None:
+        _take_over(detector, start)
     detector.cell_means.fill_(1)
     detector.to(device, memory_format=torch.channels_last)
     detector.card["training"] = config = {
@@ -140,6 +146,11 @@ def train(
         config["tiles"] = asdict(detector.tiles) | {"crops": len(training_images)}
     if detector.region is not None:
         config["region"] = detector.region.to_text()
+    if start is not None:
+        config["start"] = {
+            "weights": fingerprint(start.state_dict()),
+            "training": start.card.get("training", "unknown"),
+        }
     arithmetic = describe_precision(precision, device, "training", detector.size)
     student, autoencoder = detector.student, detector.autoencoder
 
@@ -264,6 +275,23 @@ def train(
         if run.folder is not None:
             detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
         return row
+
+
+def _take_over(detector: EfficientAD, start: EfficientAD) -> None:
+    """Give a detector the student and the autoencoder of another one.
+
+    Raises:
+        ValueError: if that has another teacher or size.
+    """
+    teachers = [fingerprint(one.teacher.state_dict()) for one in (detector, start)]
+    shapes = [(one.size, one.padding, one.out_channels) for one in (detector, start)]
+    if teachers[0] != teachers[1] or shapes[0] != shapes[1]:
+        raise ValueError(
+            "the detector to start from has another teacher, size or padding: begin with a "
+            "detector that loads the same teacher, or without a start"
+        )
+    detector.student.load_state_dict(start.student.state_dict())
+    detector.autoencoder.load_state_dict(start.autoencoder.state_dict())
 
 
 def _training_images(

@@ -78,6 +78,7 @@ def train_folder(
     image_size: int | tuple[int, int] = 256,
     tiles: Tiles | None = None,
     region: Region | None = None,
+    start: EfficientAD | None = None,
 ) -> tuple[EfficientAD, tuple[OperatingPoint, OperatingPoint]]:
     """Train a detector, find its thresholds from the validation images, and save both.
 
@@ -92,6 +93,7 @@ def train_folder(
         guarantee: as in `threshold_for_fpr`.
         seed, device: as in `train`.
         image_size, tiles, region: as in `EfficientAD`.
+        start: as in `train`.
 
     Returns:
         The detector, and the operating points of scores and of pixels.
@@ -103,7 +105,7 @@ def train_folder(
     detector = EfficientAD(size, image_size=image_size, tiles=tiles, region=region)
     detector.load_teacher(teacher)
     photographs = open_pretraining(pretraining)
-    train(detector, scenario, schedule, photographs, run_dir, seed=seed, device=device)
+    train(detector, scenario, schedule, photographs, run_dir, seed=seed, device=device, start=start)
     possible = feasible_rate(len(scenario.validation), rate, guarantee)
     points = fit_thresholds(detector, scenario.validation, possible, guarantee=guarantee)
     detector.save(run_dir / DETECTOR)
@@ -127,6 +129,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", default="laptop", choices=PROFILES, help="laptop without it")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
     add_resolution(parser)
+    parser.add_argument("--start", metavar="DETECTOR", help="go on from a trained detector")
     parser.add_argument("--region", metavar="MASK", help="an image, black where not to inspect")
     parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
     parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
@@ -144,10 +147,13 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
         images_needed(args.rate, guarantee=args.guarantee)  # refuses what is no rate
         resolution = resolution_of(args)
         region = Region.read(args.region) if args.region else None
+        begin = EfficientAD.load(args.start, "cpu") if args.start else None
+        size = args.size if begin is None else begin.size
         scenario = open_scenario(args.images, **given(args))
         print(scenario.summary(), flush=True)
-        own = f"{_run_name(args.images, scenario.name)}-{args.profile}-{args.size}"
-        own += f"-seed{args.seed}{resolution_name(resolution)}{'-region' if region else ''}"
+        own = f"{_run_name(args.images, scenario.name)}-{args.profile}-{size}"
+        own += f"-seed{args.seed}{resolution_name(resolution)}"
+        own += ("-region" if region else "") + ("-continued" if begin else "")
         run_dir = args.run_dir or Path(f"build/runs/{own}")
         check_folder(run_dir, "--run-dir")
         check_images(scenario.test)  # `train` looks at the others, `summary` reads these
@@ -164,7 +170,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
             scenario,
             Schedule.named(args.profile),
             run_dir,
-            size=args.size,
+            size=size,
             teacher=args.teacher,
             pretraining=args.pretraining,
             rate=args.rate,
@@ -173,6 +179,7 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
             device=device,
             **resolution,
             region=region,
+            start=begin,
         )
         print(summary(detector, scenario, points))
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes")
