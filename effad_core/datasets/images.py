@@ -57,8 +57,7 @@ def _to_rgb(decoded: Decoded, name: str | os.PathLike, full_scale: int | None) -
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    if image.mode != "RGB":
-        image = image.convert("RGB")  # a copy, which a large image need not be
+    image = image.convert("RGB")
     image.info.clear()  # or its EXIF rotation would be applied once more
     return image
 
