@@ -16,6 +16,7 @@ from effad_core import (
     evaluate,
     open_scenario,
 )
+from effad_core.datasets import ResizedImages
 from effad_core.evaluation import evidence as module
 from effad_core.evaluation.evidence import (
     Study,
@@ -212,12 +213,21 @@ def test_probes_of_other_code_differ():
 # --- which detector a notebook looks at -----------------------------------------------------------
 
 
-def test_a_notebook_looks_at_the_shipped_detector(tmp_path, capsys):
-    detector, folder = detector_of(open_scenario("solar-mono"), tmp_path)
+@pytest.mark.parametrize("precision", ["float32", "float32-winograd", "bfloat16"])
+def test_a_notebook_looks_at_the_shipped_detector(tmp_path, capsys, monkeypatch, precision):
+    """In what is fastest here, with the quantiles of that number format."""
+    monkeypatch.setattr(module, "resolve_precision", lambda *_: precision)
+    scenario = open_scenario("solar-mono")
+    scenario = replace(scenario, validation=scenario.validation[:3])
+    detector, folder = detector_of(scenario, tmp_path)
     assert folder == tmp_path / "solar-mono-evidence" and (folder / "log.csv").is_file()
     assert capsys.readouterr().out.startswith("evidence: solar-mono, profile laptop")
-    shipped_one = open_evidence("solar-mono").detector("cpu")
-    assert torch.equal(detector.quantiles.cpu(), shipped_one.quantiles)
+    shipped_one = open_evidence("solar-mono").detector(detector.device)
+    assert detector.precision == precision
+    if precision == "bfloat16":
+        images = ResizedImages(scenario.validation, detector.image_size)
+        shipped_one.find_quantiles(images.batches(8), 3, precision)
+    assert torch.equal(detector.quantiles, shipped_one.quantiles)
 
 
 @pytest.mark.parametrize("why", ["it is asked for", "no evidence", "other images"])

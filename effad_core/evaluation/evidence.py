@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from effad_core.acceleration.precision import WINOGRAD, resolve_precision
-from effad_core.datasets import Scenario, open_pretraining
+from effad_core.acceleration.precision import number_format, resolve_precision
+from effad_core.datasets import ResizedImages, Scenario, open_pretraining
 from effad_core.detector import DETECTOR, EfficientAD
 from effad_core.errors import RunError
 from effad_core.evaluation.tables import Metrics, headline
@@ -231,9 +231,9 @@ def detector_of(
 ) -> tuple[EfficientAD, Path]:
     """The detector that a notebook looks at: the shipped one, or one that is trained here.
 
-    It prints which one it is. The shipped one computes in the kind of float32 that is faster
-    here. Of a scenario without evidence, or with other images than the evidence was trained on, one
-    is trained.
+    It prints which one it is. The shipped one computes in what is fastest here; its quantiles were
+    found in float32, so for another number format they are found anew. Of a scenario without
+    evidence, or with other images than the evidence was trained on, one is trained.
 
     Args:
         scenario: whose.
@@ -251,8 +251,10 @@ def detector_of(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(evidence.folder / Run.LOG, folder / Run.LOG)
         detector = evidence.detector()
-        kinds = ("auto", "float32", WINOGRAD)  # of float32, in which its quantiles were found
-        detector.precision = resolve_precision("auto", detector.device, "inference", kinds)
+        detector.precision = resolve_precision("auto", detector.device, "inference")
+        if number_format(detector.precision) != "float32":
+            images = ResizedImages(scenario.validation, detector.image_size)
+            detector.find_quantiles(images.batches(8), len(images))
         return detector, folder
     folder = folder.with_name(f"{scenario.name}-{profile}")
     detector = EfficientAD().load_teacher()
