@@ -22,8 +22,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 WIDTH, HEIGHT = 6000, 4000
-PARTS = {"train": 8, "validation": 19, "normal": 10, "knot": 10}  # 19 keep 5 % on average
-RATE = 0.05
+PARTS = {"train": 8, "validation": 9, "normal": 5, "knot": 5}  # 9 keep 10 % on average
+RATE = 0.1
 
 
 def cloth(rng: np.random.Generator, knot: bool) -> Image.Image:
