@@ -30,7 +30,14 @@ class PillowResize(nn.Module):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32, (N, 3, H, W), whole numbers 0..255 -> the same, (N, 3, *size)."""
+        """Resize.
+
+        Args:
+            images: float32, whole numbers 0..255, shape (N, 3, H, W).
+
+        Returns:
+            The same, shape (N, 3, height, width).
+        """
         height, width = self.size
         images = _rounded(images @ _weights(images.shape[3], width).T)
         return _rounded(_weights(images.shape[2], height) @ images)

@@ -136,8 +136,8 @@ class Tiles:
         Args:
             image: RGB, at its own size.
             image_size, padding: the detector's.
-            cells: from uint8 tiles, shape (N, 3, *image_size), to the cells of their maps, shape
-                (N, maps, h, w).
+            cells: from uint8 tiles of image_size, shape (N, 3, h, w), to the cells of their maps,
+                shape (N, maps, rows, columns).
             name: as in `resized`.
 
         Returns:
