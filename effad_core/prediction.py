@@ -104,7 +104,7 @@ class Prediction:
     def unit_score(self) -> float:
         """The score between 0 and 1, for tools that need one: 0.5 is the threshold.
 
-        0.5 + 0.5 x / (1 + |x|), where x is the score's distance from the threshold in units of
+        0.5 + 0.5 x / (1 + abs(x)), where x is the score's distance from the threshold in units of
         q_b - q_a, which is 0.1 on the normalised maps. A higher score has a higher unit score. It
         is no probability.
 
