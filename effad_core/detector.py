@@ -133,6 +133,8 @@ class EfficientAD(nn.Module, Predictor):
         self.tiles, self.region = tiles, region
         if tiles is not None:
             tiles.check(self.image_size, padding)
+        elif region is not None and not region.cells(self.image_size, padding).any():
+            raise ValueError("the region is so small that no cell of the map has its centre in it")
         self._build(int(out_channels))
         self._precision = "float32"
         self.card: dict = {"teacher": "random"}

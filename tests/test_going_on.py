@@ -4,7 +4,9 @@ from effad_core import EfficientAD, Schedule, train
 from effad_core.datasets import Sample, Scenario
 from effad_core.deployment.own_images import train_main
 from effad_core.errors import RunError
+from effad_core.region import Region
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,5 +77,9 @@ def test_the_command_goes_on(drawn, tmp_path, monkeypatch, capsys, refusal):
     assert run.name.endswith("-continued")
     ad = EfficientAD.load(run, "cpu")
     assert "start" in ad.card["training"] and ad.operating_point.images == 1
+    ad.region = Region(np.arange(280) < 140 * np.ones((264, 1)))
+    ad.save("half.safetensors")
+    train_main([folder, *options, "--start", "half.safetensors", "--run-dir", "second"])
+    assert EfficientAD.load("second", "cpu").region.share == 0.5  # it goes on looking there
     said = refusal(train_main, folder, "--start", "none")
     assert "none" in said and "does not exist" in said

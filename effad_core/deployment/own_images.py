@@ -149,6 +149,10 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
         region = Region.read(args.region) if args.region else None
         begin = EfficientAD.load(args.start, "cpu") if args.start else None
         size = args.size if begin is None else begin.size
+        if begin is not None:  # it looks where the old one looked, unless an option says otherwise
+            own = {"image_size": begin.image_size, "tiles": begin.tiles}
+            resolution = own | resolution
+            region = region or begin.region
         scenario = open_scenario(args.images, **given(args))
         print(scenario.summary(), flush=True)
         own = f"{_run_name(args.images, scenario.name)}-{args.profile}-{size}"

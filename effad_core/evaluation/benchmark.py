@@ -274,13 +274,13 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     if args.maps is not None:
         check_folder(args.maps, "--maps")
     entries = plan(args.sources, given(args))
-    weights = fingerprint(new_detector(args.size, args.teacher).teacher.state_dict())
+    resolution = resolution_of(args)
+    weights = fingerprint(new_detector(args.size, args.teacher, **resolution).teacher.state_dict())
     pretraining = open_pretraining(args.pretraining)
     changes = {"iterations": args.iterations, "autoencoder_iterations": args.autoencoder_steps}
     changes = {name: value for name, value in changes.items() if value is not None}
     schedule = Schedule.named(args.profile, **changes)
-    suffix, resolution = _suffix(args, schedule, weights), resolution_of(args)
-    new_detector(args.size, args.teacher, **resolution)  # refuses what does not fit
+    suffix = _suffix(args, schedule, weights)
     print(pretraining.describe())
     print(f"computing on {device}")
     for entry in entries:
