@@ -7,15 +7,10 @@ import subprocess
 import sys
 
 from effad_core import DataError, OperatingPoint, Sample
-from effad_core.deployment import inspection
-from effad_core.deployment.inspection import (
-    COLUMNS,
-    fit_thresholds,
-    inspect_images,
-    main,
-    overlay,
-)
-from effad_core.deployment.overlays import OPACITY
+from effad_core.deployment import inspection, verdicts
+from effad_core.deployment.inspection import fit_thresholds, inspect_images, main
+from effad_core.deployment.overlays import OPACITY, overlay
+from effad_core.deployment.verdicts import COLUMNS
 
 import numpy as np
 import pytest
@@ -232,7 +227,7 @@ def test_a_table_that_cannot_be_written(detector, tmp_path, monkeypatch):
         def writerow(self, row):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(inspection.csv, "DictWriter", FullDisk)
+    monkeypatch.setattr(verdicts.csv, "DictWriter", FullDisk)
     assert f"{table} cannot be written (No space left on device): make room" in refusal(
         detector, image, out
     )
@@ -312,14 +307,14 @@ def test_without_thresholds(narrow, drawn, tmp_path):
         assert empty == {"threshold", "is_anomalous", "anomalous_area", "unit_score", "error"}
     assert (found.anomalous, found.normal, found.unjudged) == (0, 0, 2)
     assert "2 images: 2 scored, 0 unreadable\nthe detector has no threshold" in str(found)
-    assert "no pixel threshold" in str(found) and found.scale == inspection.UNKNOWN_SCALE
+    assert "no pixel threshold" in str(found) and found.scale == verdicts.UNKNOWN_SCALE
     half = narrow()
     half.pixel_operating_point = point(0.25)
     found = inspect_images(half, drawn[:2], tmp_path, overlays=False)
     assert all(row["anomalous_area"] and not row["is_anomalous"] for row in rows(tmp_path))
     assert found.scale is None and "colours" not in str(found)
     half.pixel_operating_point = point(-1.0)  # every pixel is above
-    assert inspect_images(half, drawn[:2], tmp_path).scale == inspection.UNKNOWN_SCALE
+    assert inspect_images(half, drawn[:2], tmp_path).scale == verdicts.UNKNOWN_SCALE
     assert {row["anomalous_area"] for row in rows(tmp_path)} == {"1.0"}
 
 

@@ -6,42 +6,35 @@ Notebook 10 goes from a folder of good images to this command.
 """
 
 import argparse
-import csv
-import json
 import os
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import Sample, list_images
 from effad_core.datasets.images import skipped_files
-from effad_core.deployment.overlays import bounding_boxes, overlay
+from effad_core.deployment.prepared import prepare
+from effad_core.deployment.streams import (
+    folder_frames,
+    inspect_stream,
+    is_live,
+    is_video,
+    video_frames,
+)
+from effad_core.deployment.verdicts import FOLDERS, Inspection, VerdictFiles, refuse_inside
 from effad_core.detector import EfficientAD
-from effad_core.errors import DataError, command_errors, printable
-from effad_core.prediction import Prediction, Predictor
-from effad_core.storage.files import as_path, write_text
+from effad_core.errors import DataError, command_errors
+from effad_core.prediction import Predictor
+from effad_core.storage.files import as_path
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
-
-PREDICTIONS, BOXES = "predictions.csv", "boxes.json"
-OVERLAYS, MASKS, MAPS = FOLDERS = "overlays", "masks", "maps"
-COLUMNS = (
-    *("image", "score", "threshold", "is_anomalous", "width", "height"),
-    *("anomalous_area", "peak_x", "peak_y", "unit_score", "error"),
-)
-VERDICTS = {True: "anomalous", False: "normal", None: "unjudged"}
-UNKNOWN_SCALE = 0.3  # end of the colour scale without a pixel threshold above 0: three times q_b
-FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")  # a cell that starts so, a spreadsheet may execute
 
 Images = str | os.PathLike | Iterable[str | os.PathLike | Sample]
 
@@ -95,59 +88,6 @@ def fit_thresholds(
     )
     detector.operating_point, detector.pixel_operating_point = points
     return points
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What `inspect_images` found; `str` says it in a few lines.
-
-    Attributes:
-        folder: where predictions.csv and the overlays are.
-        anomalous, normal: numbers of images by verdict.
-        unjudged: images with a score but no verdict, for the detector has no threshold.
-        unreadable: images that could not be read.
-        errors: all messages of the CSV's column error.
-        operating_point, pixel_operating_point: the detector's.
-        scale: end of the overlays' colour scale; None if there are none.
-        skipped: the files of the folder of images that were not taken for images, each with the
-            reason.
-    """
-
-    folder: Path
-    anomalous: int
-    normal: int
-    unjudged: int
-    unreadable: int
-    errors: tuple[str, ...]
-    operating_point: OperatingPoint | None
-    pixel_operating_point: OperatingPoint | None
-    scale: float | None
-    skipped: tuple[str, ...] = ()
-
-    @property
-    def images(self) -> int:
-        """How many were given."""
-        return self.anomalous + self.normal + self.unjudged + self.unreadable
-
-    def __str__(self) -> str:
-        if self.operating_point is None:
-            judged = f"{self.unjudged} scored"
-            basis = "the detector has no threshold: no image was called anomalous or normal"
-        else:
-            judged = f"{self.anomalous} anomalous, {self.normal} normal"
-            basis = str(self.operating_point)
-        lines = [f"{self.images} images: {judged}, {self.unreadable} unreadable", basis]
-        if self.pixel_operating_point is None:
-            lines.append("the detector has no pixel threshold: no contours, no anomalous areas")
-        lines += [f"error: {error}" for error in self.errors[:5]]
-        if len(self.errors) > 5:
-            lines.append(f"and {len(self.errors) - 5} more errors, all in the column error")
-        if self.skipped:
-            more = f" and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
-            lines.append(printable(f"not taken as images: {', '.join(self.skipped[:3])}{more}"))
-        if self.scale is not None:
-            lines.append(f"colours of the overlays: 0 to {self.scale:.3g}, the same in every image")
-        return "\n".join([*lines, printable(f"written to {self.folder}")])
 
 
 def inspect_images(
@@ -213,51 +153,16 @@ def inspect_images(
     folder = as_path(folder)
     names, paths = _names_and_paths(images, folder)
     detector.check_quantiles()  # before anything is deleted
-    limit = detector.pixel_operating_point
-    if limit is None and (masks or boxes):
-        raise ValueError(
-            "the detector has no pixel threshold, so there are no masks and no boxes: find one "
-            "with effad threshold, or set detector.pixel_threshold"
-        )
-    found = {}
-    scale = 2 * limit.threshold if limit and limit.threshold > 0 else UNKNOWN_SCALE
-    counts, errors = Counter(), []
+    wanted = {"overlays": overlays, "masks": masks, "boxes": boxes, "maps": maps}
+    pictures = {name for name, chosen in wanted.items() if chosen}
+    files = VerdictFiles(folder, detector.pixel_threshold, pictures)
     predictions = detector.stream(paths, batch_size, keep_going=True)
-    with _table(folder) as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        file.flush()
+    with files.opened():
         for name, (image, prediction) in zip(
             names, tqdm(predictions, total=len(paths), desc="inspecting", leave=False), strict=True
         ):
-            row = {"image": _cell(name.as_posix())}
-            if prediction is None:
-                counts["unreadable"] += 1
-                row["error"] = _cell(printable(str(image)))
-            else:
-                row |= _numbers(prediction)
-                counts[VERDICTS[row.get("is_anomalous")]] += 1
-                if overlays:
-                    shown = overlay(image, prediction.map, scale, prediction.pixel_threshold)
-                    row["error"] = _save(shown, folder / OVERLAYS / f"{name}.png")
-                if masks:
-                    mask = Image.fromarray(np.uint8(255 * prediction.anomalous_pixels))
-                    row["error"] = _save(mask, folder / MASKS / f"{name}.png") or row.get("error")
-                if maps:
-                    whole = Image.fromarray(prediction.map)
-                    row["error"] = _save(whole, folder / MAPS / f"{name}.tiff") or row.get("error")
-                if boxes:
-                    found[row["image"]] = bounding_boxes(prediction)
-            if row.get("error"):
-                errors.append(row["error"])
-            writer.writerow(row)
-            file.flush()
-    if boxes:
-        write_text(folder / BOXES, json.dumps(found, indent=1) + "\n")
-    numbers = (counts[name] for name in ("anomalous", "normal", "unjudged", "unreadable"))
-    scale = scale if overlays else None
-    points = detector.operating_point, limit
-    return Inspection(folder, *numbers, tuple(errors), *points, scale, _skipped(images))
+            files.add(name, image, prediction)
+    return files.inspection(detector, _skipped(images))
 
 
 def _skipped(images: Images) -> tuple[str, ...]:
@@ -276,11 +181,7 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
     if alone and not root.is_file():
         paths = list_images(root, recursive=True)
         names = [path.relative_to(root) for path in paths]
-        if folder.resolve().is_relative_to(root.resolve()):
-            raise DataError(
-                f"The output folder {folder} lies inside the images' folder {root}, so that its "
-                "overlays would be inspected the next time: choose another one."
-            )
+        refuse_inside(folder, root)
     else:
         items = [root] if alone else images
         paths = [item.path if isinstance(item, Sample) else as_path(item) for item in items]
@@ -299,70 +200,6 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
     return names, paths
 
 
-@contextmanager
-def _table(folder: Path) -> Iterator[TextIO]:
-    """Open predictions.csv, empty; raise DataError if the system refuses."""
-    path = folder / PREDICTIONS
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _start_over(folder)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            yield file
-    except OSError as error:
-        raise DataError(
-            f"{error.filename or path} cannot be written ({error.strerror or error}): make room "
-            "there, or choose another output folder."
-        ) from None
-
-
-def _start_over(folder: Path) -> None:
-    """Delete what an earlier inspection left, and nothing else."""
-    predictions = folder / PREDICTIONS
-    if not os.path.lexists(predictions):
-        return
-    if not predictions.is_file():
-        raise DataError(
-            f"{predictions} is no file, so that no table can take its place: remove it, or choose "
-            "another output folder."
-        )
-    with predictions.open("r+b") as file:  # or nothing may be deleted
-        header = file.readline().strip()
-    if header not in (b"", ",".join(COLUMNS).encode()):  # an interruption may leave it empty
-        raise DataError(f"{predictions} is of another program: choose another output folder.")
-    for kind in FOLDERS:
-        shutil.rmtree(folder / kind, ignore_errors=True)
-    (folder / BOXES).unlink(missing_ok=True)
-
-
-def _numbers(prediction: Prediction) -> dict[str, float | int | bool]:
-    """A prediction's cells; those that need a threshold only where there is one."""
-    height, width = prediction.size
-    y, x = divmod(int(prediction.map.argmax()), width)
-    row = {"score": prediction.score, "width": width, "height": height, "peak_x": x, "peak_y": y}
-    if prediction.threshold is not None:
-        row |= {"threshold": prediction.threshold, "is_anomalous": prediction.is_anomalous}
-        row["unit_score"] = prediction.unit_score
-    if prediction.pixel_threshold is not None:
-        row["anomalous_area"] = float(prediction.anomalous_pixels.mean())
-    return row
-
-
-def _cell(text: str) -> str:
-    """Text that a CSV in UTF-8 can hold and no spreadsheet takes for a formula."""
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return f"./{text}" if text.startswith(FORMULA) else text
-
-
-def _save(image: Image.Image, path: Path) -> str:
-    """Write a picture; return an error message if that fails, which must not stop the others."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, **({"compress_level": 1} if path.suffix == ".png" else {}))
-    except OSError as error:
-        return _cell(printable(f"the picture {path} cannot be written: {error.strerror or error}"))
-    return ""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """`effad predict`; exits with 1 if an image has an error, 2 if nothing can be inspected, and on
     request with 3 if an image is anomalous."""
@@ -374,12 +211,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "detector", type=as_path, help="a detector.safetensors, or its run's folder"
     )
-    parser.add_argument("images", help="a folder of images, or one image")
+    parser.add_argument(
+        "images",
+        help="a folder of images, one image, a video file, camera:0, or the address of a camera",
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="go on judging what comes into the folder"
+    )
+    parser.add_argument(
+        "--idle", type=float, metavar="SECONDS", help="with --follow: end when so long nothing came"
+    )
     parser.add_argument(
         "--output",
         type=as_path,
-        default=Path("build/inspection"),
-        help="build/inspection without it; what an earlier call wrote there is replaced",
+        help="build/inspection without it, of a camera with the time behind it; what an earlier "
+        "call wrote there is replaced",
     )
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
     parser.add_argument("--masks", action="store_true", help="write the anomalous pixels as PNG")
@@ -392,15 +238,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
-    with command_errors(f"what was done is in {args.output}"):
+    if args.idle is not None and not args.follow:
+        parser.error("--idle belongs to --follow")
+    output = args.output or _default_output(args.images)
+    wanted = {kind for kind in ("masks", "boxes", "maps") if getattr(args, kind)}
+    wanted |= set() if args.no_overlays else {"overlays"}
+    with command_errors(f"what was done is in {output}"):
         detector = EfficientAD.load(args.detector, args.device)
         if args.fail_on_anomaly and detector.threshold is None:
             raise ValueError("the detector has no threshold to fail by: find one, effad threshold")
-        inspection = inspect_images(
-            detector, args.images, args.output, not args.no_overlays,
-            masks=args.masks, boxes=args.boxes, maps=args.maps,
-        )  # fmt: skip
+        if args.follow or is_video(args.images):
+            inspection = _follow(detector, args, output, wanted)
+        else:
+            chosen = {kind: kind in wanted for kind in ("overlays", "masks", "boxes", "maps")}
+            inspection = inspect_images(detector, args.images, output, **chosen)
     print(inspection)
     if inspection.errors:
         sys.exit(1)
     sys.exit(3 if args.fail_on_anomaly and inspection.anomalous else 0)
+
+
+def _default_output(images: str) -> Path:
+    """Of a camera nothing is left to be judged again: no call may replace an earlier one's."""
+    time = f"-{datetime.now():%Y%m%d-%H%M%S}" if is_live(images) else ""
+    return Path(f"build/inspection{time}")
+
+
+def _follow(
+    detector: EfficientAD, args: argparse.Namespace, output: Path, wanted: set[str]
+) -> Inspection:
+    """Judge what comes, a line each."""
+    if is_video(args.images):
+        frames = video_frames(args.images)
+    else:
+        refuse_inside(output, as_path(args.images))
+        frames = folder_frames(args.images, detector.full_scale, args.idle)
+    prepared = prepare(detector, args.device)
+    return inspect_stream(prepared, frames, output, wanted, partial(print, flush=True))
