@@ -7,6 +7,9 @@
 # TORCH_INDEX names the wheel index with CPU builds of torch (pytorch.org says which); without it,
 # pip installs torch with CUDA, which is several GB larger:
 #     docker build --tag effad --build-arg TORCH_INDEX=... .
+# The stage serve is a machine that answers over HTTP with a detector of yours (docs/deployment.md):
+#     docker build --target serve --tag effad-serve .
+#     docker run --rm --publish 8000:8000 --volume ./build/runs/my_part:/run:ro effad-serve
 
 # .devcontainer/devcontainer.json builds this stage alone and brings the files itself.
 FROM python:3.14-slim AS machine
@@ -18,6 +21,17 @@ RUN apt-get update \
     && install --directory --owner=learner --group=learner /course
 # JupyterLab refuses to run as root; 1000 is learner.
 USER 1000
+
+FROM machine AS serve
+WORKDIR /course
+COPY --chown=learner:learner . .
+ARG TORCH_INDEX=""
+RUN python -m venv .venv \
+    && .venv/bin/pip install --no-cache-dir --constraint constraints.txt \
+    ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[serve]'
+EXPOSE 8000
+# 0.0.0.0: callers come from outside of the container. /run holds a detector.safetensors.
+CMD [".venv/bin/effad", "serve", "/run", "--host", "0.0.0.0"]
 
 FROM machine AS course
 WORKDIR /course

@@ -12,6 +12,7 @@ COMMANDS = {  # name: (module of effad_core and its function, what it does)
         "a folder of good images -> a detector",
     ),
     "predict": ("deployment.inspection:main", "a detector and images -> verdicts"),
+    "serve": ("deployment.serving:main", "a detector -> verdicts over HTTP"),
     "threshold": (
         "deployment.own_images:threshold_main",
         "give a detector another threshold",

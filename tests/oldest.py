@@ -31,7 +31,8 @@ def main() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, extras = settings["project"], settings["project"]["optional-dependencies"]
     lines = settings["build-system"]["requires"] + project["dependencies"]
-    for extra in ("course", "distill", "export", "test"):  # those that `make test` installs
+    # the extras that `make test` installs
+    for extra in ("course", "distill", "export", "serve", "test"):
         lines += extras[extra]
     for requirement in map(Requirement, lines):
         command = [sys.executable, "-m", "pip", "index", "versions", requirement.name]

@@ -60,7 +60,7 @@ def test_the_second_call_installs_nothing(make):
     first, calls = make("tutorial")
     assert first.returncode == 0, first.stderr
     installs = [call for call in calls if "install" in call]
-    assert [call[-1] for call in installs] == ["setuptools", ".[course,distill,export,test]"]
+    assert [call[-1] for call in installs] == ["setuptools", ".[course,distill,export,serve,test]"]
     assert all("--constraint" in call for call in installs)
     _, calls = make("tutorial")
     assert calls == [["notebooks/run.py", "--profile", "quick"]]
@@ -138,7 +138,7 @@ def test_only_what_needs_the_extras_installs_them_and_once(make):
     os.utime(make.folder / "constraints.txt", (time.time() + 10,) * 2)
     _, calls = make("site")
     assert [call[-1] for call in calls if "install" in call][-2:] == [
-        ".[course,distill,export,test]",
+        ".[course,distill,export,serve,test]",
         ".[site,browser]",
     ]
 

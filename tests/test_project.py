@@ -17,7 +17,12 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 CONDA_NAMES = {"pytorch": "torch"}
-MODULES = {"pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn"}  # of a package
+MODULES = {  # of a package
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
+}
 # The folders and modules that only an extra makes importable. Everywhere else, a module imports
 # the packages of an extra inside the functions that need them.
 OF_AN_EXTRA = {"effad_core/explorer": "course"}

@@ -212,6 +212,6 @@ def test_which_sources_are_videos():
 def test_without_opencv(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(
-        RunError, match=r'opencv-python-headless: run `pip install "effad-core\[video'
+        RunError, match=r'opencv-python-headless: run `pip install "effad-core\[serve'
     ):
         video_frames(tmp_path / "a.mp4")

@@ -139,7 +139,7 @@ def video_frames(source: str | os.PathLike) -> Iterator[Frame]:
     try:
         import cv2
     except ModuleNotFoundError:
-        raise RunError(not_installed("reading videos", "opencv-python-headless", "video")) from None
+        raise RunError(not_installed("reading videos", "opencv-python-headless", "serve")) from None
     live = is_live(source)
     if not live and not as_path(source).is_file():
         raise DataError(f"The video {source} does not exist: name an existing file.")
