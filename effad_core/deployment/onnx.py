@@ -24,6 +24,7 @@ from effad_core.deployment.prepared import InferenceGraph
 from effad_core.deployment.resizing import PillowResize
 from effad_core.detector import EfficientAD, points_of
 from effad_core.errors import RunError, not_installed
+from effad_core.prediction import Predictor
 from effad_core.storage.files import as_path, reason
 
 import torch
@@ -116,14 +117,7 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
             program.save(part, external_data=False)
             model = onnx.load(part)
             _forget_the_machine(model)
-            onnx.helper.set_model_props(
-                model,
-                {
-                    "image_size": json.dumps(detector.image_size),
-                    "full_scale": json.dumps(detector.full_scale),
-                    "operating_points": json.dumps(described),
-                },
-            )
+            onnx.helper.set_model_props(model, metadata(detector))
             onnx.checker.check_model(model)
             onnx.save(model, part)
             os.replace(part, path)
@@ -131,6 +125,18 @@ def export(detector: EfficientAD, path: str | os.PathLike) -> None:
         raise RunError(
             f"{path} cannot be written: {reason(error)}, or choose another path"
         ) from None
+
+
+def metadata(predictor: Predictor) -> dict[str, str]:
+    """What an exported file says of a detector: texts in JSON, see the module's beginning."""
+    facts = {
+        "image_size": predictor.image_size,
+        "full_scale": predictor.full_scale,
+        "operating_points": points_of(predictor),
+        "threshold": predictor.threshold,
+        "pixel_threshold": predictor.pixel_threshold,
+    }
+    return {name: json.dumps(value) for name, value in facts.items()}
 
 
 def _forget_the_machine(message: Any) -> None:

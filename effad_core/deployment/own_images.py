@@ -27,6 +27,7 @@ from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.folder_names import UNKNOWN, meanings
 from effad_core.datasets.layouts import good_images
 from effad_core.deployment.inspection import fit_thresholds
+from effad_core.deployment.int8 import export_int8
 from effad_core.deployment.onnx import export
 from effad_core.detector import DETECTOR, EfficientAD
 from effad_core.errors import command_errors
@@ -320,12 +321,31 @@ def export_main(arguments: Sequence[str] | None = None) -> None:
     """`effad export`."""
     parser = argparse.ArgumentParser(
         prog="effad export",
-        description="Write a detector as ONNX, for ONNX Runtime or OpenVINO, without PyTorch.",
-        epilog="example: effad export detector.safetensors my_part.onnx",
+        description="Write a detector as ONNX, for ONNX Runtime or OpenVINO, without PyTorch; or "
+        "as an INT8 model for OpenVINO, with thresholds found anew.",
+        epilog="examples: effad export detector.safetensors my_part.onnx; "
+        "effad export detector.safetensors my_part.xml --int8 path/to/my_part",
     )
     parser.add_argument("detector", type=as_path, help="a detector.safetensors")
-    parser.add_argument("output", type=as_path, help="the .onnx file to write")
+    parser.add_argument("output", type=as_path, help="the .onnx file to write, or the .xml file")
+    parser.add_argument(
+        "--int8",
+        metavar="FOLDER",
+        help="the folder, or the scenario's name, that the detector was trained on: its training "
+        "images give the ranges of the numbers, its validation images the thresholds",
+    )
+    parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
+    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
     args = parser.parse_args(arguments)
     with command_errors("nothing was written"):
-        export(EfficientAD.load(args.detector, "cpu"), args.output)
+        detector = EfficientAD.load(args.detector, "cpu")
+        if args.int8 is None:
+            export(detector, args.output)
+        else:
+            scenario = open_scenario(args.int8)
+            rate = feasible_rate(len(scenario.validation), args.rate, args.guarantee)
+            parts = scenario.train, scenario.validation
+            found = export_int8(detector, *parts, args.output, rate, args.guarantee)
+            print(f"images: {found.operating_point}")
+            print(f"pixels: {found.pixel_operating_point}")
     print(f"written to {args.output}")
