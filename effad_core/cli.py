@@ -14,10 +14,10 @@ COMMANDS = {  # name: (module of effad_core and its function, what it does)
     "predict": ("deployment.inspection:main", "a detector and images -> verdicts"),
     "serve": ("deployment.serving:main", "a detector -> verdicts over HTTP"),
     "threshold": (
-        "deployment.own_images:threshold_main",
+        "deployment.thresholding:main",
         "give a detector another threshold",
     ),
-    "export": ("deployment.own_images:export_main", "a detector -> an ONNX file"),
+    "export": ("deployment.exporting:main", "a detector -> an ONNX file"),
     "check-teacher": (
         "distillation.teacher_check:main",
         "does the teacher suit your images?",

@@ -263,18 +263,40 @@ def train(
                 run.window.clear()
             run.after(step + 1)
         detector.eval()
-
-        if schedule.divide_cells:
-            detector.precision = precision
-            detector.find_cell_means(training_images.batches(8, most=CELL_IMAGES))
-        # Algorithm 1, lines 47-60
-        if detector.tiles is None:
-            detector.find_quantiles(validation_images.batches(8), len(validation_images), precision)
-        else:
-            detector.find_tile_quantiles([s.path for s in scenario.validation], precision)
+        detector.precision = precision
+        find_map_numbers(detector, scenario, schedule, training_images)
         if run.folder is not None:
             detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
         return row
+
+
+def find_map_numbers(
+    detector: EfficientAD,
+    scenario: Scenario,
+    schedule: Schedule,
+    training_images: ResizedImages | None = None,
+) -> None:
+    """Set what is found on images once the networks are trained: means of cells, and quantiles.
+
+    Algorithm 1, lines 47-60.
+
+    Args:
+        detector: its networks are trained.
+        scenario: whose training images give the means, and whose validation images the quantiles.
+        schedule: of the training; it says whether cells are divided by their means.
+        training_images: those of the scenario, if they are open already.
+
+    Raises:
+        DataError, ValueError: as `train`.
+    """
+    if schedule.divide_cells:
+        images = training_images or _training_images(detector, scenario, schedule, 0)
+        detector.find_cell_means(images.batches(8, most=CELL_IMAGES))
+    if detector.tiles is None:
+        validation = ResizedImages(scenario.validation, detector.image_size)
+        detector.find_quantiles(validation.batches(8), len(validation))
+    else:
+        detector.find_tile_quantiles([sample.path for sample in scenario.validation])
 
 
 def _take_over(detector: EfficientAD, start: EfficientAD) -> None:

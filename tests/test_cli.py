@@ -227,7 +227,7 @@ def test_a_threshold_with_nowhere_to_go_is_said_before_the_images_are_scored(
     narrow, drawn, tmp_path, capsys, monkeypatch
 ):
     narrow().save(tmp_path / "d.safetensors")
-    monkeypatch.setattr("effad_core.deployment.own_images.fit_thresholds", None)
+    monkeypatch.setattr("effad_core.deployment.thresholding.fit_thresholds", None)
     for output, message in (
         (tmp_path, f"{tmp_path} is a folder, not a file: choose another --output"),
         (drawn[0] / "new.safetensors", "cannot be written: Not a directory"),

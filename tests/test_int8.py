@@ -4,9 +4,9 @@ import re
 import sys
 
 from effad_core import OperatingPoint, RunError, open_scenario
+from effad_core.deployment import exporting
 from effad_core.deployment.int8 import OpenVinoDetector, export_int8
 from effad_core.deployment.onnx import export
-from effad_core.deployment.own_images import export_main
 from effad_core.evaluation.evidence import open_evidence
 
 import numpy as np
@@ -83,7 +83,7 @@ def test_the_command(written, drawn, tmp_path, capsys):
     for path in drawn:
         (folder / path.name).write_bytes(path.read_bytes())
     command = [str(tmp_path / "d.safetensors"), str(tmp_path / "i.xml"), "--int8"]
-    export_main([*command, str(tmp_path / "part"), "--guarantee", "average"])
+    exporting.main([*command, str(tmp_path / "part"), "--guarantee", "average"])
     said = capsys.readouterr().out
     point = OpenVinoDetector(tmp_path / "i.xml").operating_point
     assert f"images: {point}\n" in said and point.images == 1

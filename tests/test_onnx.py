@@ -48,6 +48,8 @@ def test_onnx_runtime_agrees(narrow, drawn, tmp_path, options):
     points = json.loads(about["operating_points"])
     assert OperatingPoint.from_dict(points["threshold"]) == detector.operating_point
     assert points.keys() == {"threshold"}
+    assert json.loads(about["threshold"]) == detector.threshold == 0.7
+    assert json.loads(about["pixel_threshold"]) is None
 
 
 def test_real_networks(tmp_path):

@@ -1,7 +1,12 @@
 """A trained detector at work.
 
-* `own_images`: the commands `effad train`, `effad threshold` and `effad export`
-* `inspection`: verdicts on a folder of images, and the command `effad predict`; `overlays`: its
-  pictures
-* `prepared`: fast inference; `onnx`: a file for machines without PyTorch
+* `own_images`: the command `effad train`; `products`: several products in one training; `rates`:
+  the options --rate and --guarantee
+* `thresholding`: the command `effad threshold`
+* `inspection`: verdicts on a folder of images, and the command `effad predict`; `streams`: on
+  images as they come; `verdicts`, `overlays`: what both write
+* `serving`: the command `effad serve`, verdicts over HTTP
+* `prepared`: fast inference
+* `exporting`: the command `effad export`; `onnx`, `resizing`, `int8`: files for machines without
+  PyTorch
 """

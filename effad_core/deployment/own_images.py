@@ -1,7 +1,7 @@
-"""From a folder of good images to a detector with a threshold; a threshold or an ONNX file later.
+"""The command `effad train`: from a folder of good images to a detector with a threshold.
 
     effad train path/to/my_part
-    effad threshold build/runs/my_part-laptop-small-seed0/detector.safetensors more/good/images
+    effad train path/to/bolts path/to/nuts      # several products, one training
 
 Notebook 10 goes the same way by hand.
 """
@@ -12,56 +12,34 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
-from effad_core.acceleration.precision import PRECISIONS, describe_precision
+from effad_core.acceleration.precision import describe_precision
 from effad_core.datasets import (
-    Sample,
     Scenario,
-    list_images,
     open_pretraining,
     open_scenario,
 )
 from effad_core.datasets.checks import check_images
 from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.folder_names import UNKNOWN, meanings
-from effad_core.datasets.layouts import good_images
 from effad_core.deployment.inspection import fit_thresholds
-from effad_core.deployment.int8 import export_int8
-from effad_core.deployment.onnx import export
+from effad_core.deployment.products import for_product, together
+from effad_core.deployment.rates import RATE, add_rate, feasible_rate
 from effad_core.detector import DETECTOR, EfficientAD
 from effad_core.errors import command_errors
 from effad_core.metrics import image_auroc
 from effad_core.region import Region
 from effad_core.schedule import PROFILES, Schedule
-from effad_core.storage.files import as_path, check_file, check_folder
+from effad_core.storage.files import as_path, check_folder
 from effad_core.thresholds import (
     OperatingPoint,
-    confusion,
-    for_cost,
-    for_recall,
     images_needed,
-    lowest_rate,
 )
 from effad_core.tiles import Tiles
 from effad_core.tiles.options import add_resolution, resolution_name, resolution_of
 from effad_core.training import train
-
-RATE = 0.05
-GUARANTEES = ("confident", "average")
-GUARANTEE_HELP = "the rate is kept with 95 %% confidence, or on average (fewer images needed)"
-
-
-def feasible_rate(count: int, rate: float, guarantee: str) -> float:
-    """The rate of false alarms, or the lowest that so few images support.
-
-    Args:
-        count: normal images for the threshold.
-        rate, guarantee: as in `threshold_for_fpr`.
-    """
-    if count >= images_needed(rate, guarantee=guarantee):
-        return rate
-    return min(1.0005 * lowest_rate(count, guarantee=guarantee), 0.999)
 
 
 def train_folder(
@@ -113,6 +91,43 @@ def train_folder(
     return detector, points
 
 
+def train_products(
+    scenarios: Sequence[Scenario],
+    schedule: Schedule,
+    run_dir: Path,
+    *,
+    rate: float = RATE,
+    guarantee: str = "confident",
+    **options: Any,
+) -> list[tuple[EfficientAD, tuple[OperatingPoint, OperatingPoint]]]:
+    """One training for several products, and for each its own quantiles and thresholds.
+
+    Args:
+        scenarios: the products.
+        schedule: of the one training: for several products of one kind as long as for one, for
+            others longer.
+        run_dir: receives the run, whose detector has one threshold for all, and for each product
+            NAME/detector.safetensors with the product's.
+        rate, guarantee, options: as in `train_folder`.
+
+    Returns:
+        As `train_folder`, for each product.
+
+    Raises:
+        DataError, RunError, ValueError: as `train`.
+    """
+    whole, options = together(scenarios), options | {"rate": rate, "guarantee": guarantee}
+    detector, _ = train_folder(whole, schedule, run_dir, **options)
+    found = []
+    for scenario in scenarios:
+        own = for_product(detector, scenario, schedule)
+        possible = feasible_rate(len(scenario.validation), rate, guarantee)
+        points = fit_thresholds(own, scenario.validation, possible, guarantee=guarantee)
+        own.save(as_path(run_dir) / scenario.name / DETECTOR)
+        found.append((own, points))
+    return found
+
+
 def train_main(arguments: Sequence[str] | None = None) -> None:
     """`effad train`."""
     parser = argparse.ArgumentParser(
@@ -123,8 +138,9 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "images",
-        nargs="?",
-        help="a folder of good images, or with folders of good and bad ones, or a scenario's name",
+        nargs="*",
+        help="a folder of good images, or with folders of good and bad ones, or a scenario's name; "
+        "several are several products: one training, and a detector's file for each",
     )
     add_options(parser)
     parser.add_argument("--profile", default="laptop", choices=PROFILES, help="laptop without it")
@@ -132,15 +148,14 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
     add_resolution(parser)
     parser.add_argument("--start", metavar="DETECTOR", help="go on from a trained detector")
     parser.add_argument("--region", metavar="MASK", help="an image, black where not to inspect")
-    parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
-    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
+    add_rate(parser)
     parser.add_argument("--run-dir", type=as_path, help="build/runs/NAME-... without it")
     parser.add_argument("--teacher", help="a teacher's file; the shipped one without it")
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_intermixed_args(arguments)
-    if (args.images is None) != bool(given(args)):
+    if bool(args.images) == bool(given(args)):
         parser.error("give either a folder or a scenario's name, or --normal and what goes with it")
     start = time.perf_counter()
     with command_errors("the same command goes on from here"):
@@ -154,42 +169,60 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
             own = {"image_size": begin.image_size, "tiles": begin.tiles}
             resolution = own | resolution
             region = region or begin.region
-        scenario = open_scenario(args.images, **given(args))
-        print(scenario.summary(), flush=True)
-        own = f"{_run_name(args.images, scenario.name)}-{args.profile}-{size}"
+        scenarios = [open_scenario(source) for source in args.images]
+        scenarios = scenarios or [open_scenario(**given(args))]
+        if len(scenarios) > 1:
+            together(scenarios)  # refuses what does not go together
+        sources = args.images or [None]
+        names = [_run_name(one, s.name) for one, s in zip(sources, scenarios, strict=True)]
+        own = f"{'+'.join(names)}-{args.profile}-{size}"
         own += f"-seed{args.seed}{resolution_name(resolution)}"
         own += ("-region" if region else "") + ("-continued" if begin else "")
         run_dir = args.run_dir or Path(f"build/runs/{own}")
         check_folder(run_dir, "--run-dir")
-        check_images(scenario.test)  # `train` looks at the others, `summary` reads these
-        held, needed = len(scenario.validation), images_needed(args.rate, guarantee=args.guarantee)
-        if held < needed:
-            print(
-                f"held out: {held}, too few for a rate of {args.rate:g}, which needs {needed}: the "
-                f"threshold will keep {feasible_rate(held, args.rate, args.guarantee):.2%}, the "
-                f"lowest rate that they support (put {needed} good images into validation/good for "
-                "the rate that you asked for)",
-                flush=True,
-            )
-        detector, points = train_folder(
-            scenario,
-            Schedule.named(args.profile),
-            run_dir,
-            size=size,
-            teacher=args.teacher,
-            pretraining=args.pretraining,
-            rate=args.rate,
-            guarantee=args.guarantee,
-            seed=args.seed,
-            device=device,
+        for scenario in scenarios:
+            print(scenario.summary(), flush=True)
+            check_images(scenario.test)  # `train` looks at the others, `summary` reads these
+            _say_what_rate(scenario, args.rate, args.guarantee)
+        options = {
+            "size": size,
+            "teacher": args.teacher,
+            "pretraining": args.pretraining,
+            "rate": args.rate,
+            "guarantee": args.guarantee,
+            "seed": args.seed,
+            "device": device,
             **resolution,
-            region=region,
-            start=begin,
-        )
-        print(summary(detector, scenario, points))
+            "region": region,
+            "start": begin,
+        }
+        schedule = Schedule.named(args.profile)
+        if len(scenarios) == 1:
+            found = [train_folder(*scenarios, schedule, run_dir, **options)]
+            paths = [run_dir / DETECTOR]
+        else:
+            found = train_products(scenarios, schedule, run_dir, **options)
+            paths = [run_dir / scenario.name / DETECTOR for scenario in scenarios]
+        for scenario, (detector, points) in zip(scenarios, found, strict=True):
+            print(summary(detector, scenario, points))
     print(f"{(time.perf_counter() - start) / 60:.1f} minutes")
-    print(f"\nthe detector: {run_dir / DETECTOR}")
-    print(f"next: effad predict {shlex.quote(str(run_dir / DETECTOR))} path/to/new/images")
+    print()
+    for path in paths:
+        print(f"the detector: {path}")
+    print(f"next: effad predict {shlex.quote(str(paths[0]))} path/to/new/images")
+
+
+def _say_what_rate(scenario: Scenario, rate: float, guarantee: str) -> None:
+    """Say so before the training if the held-out images are too few for the rate."""
+    held, needed = len(scenario.validation), images_needed(rate, guarantee=guarantee)
+    if held < needed:
+        print(
+            f"held out: {held}, too few for a rate of {rate:g}, which needs {needed}: the "
+            f"threshold will keep {feasible_rate(held, rate, guarantee):.2%}, the "
+            f"lowest rate that they support (put {needed} good images into validation/good for "
+            "the rate that you asked for)",
+            flush=True,
+        )
 
 
 def _run_name(source: str | None, name: str) -> str:
@@ -227,125 +260,3 @@ def summary(detector: EfficientAD, scenario: Scenario, points: Sequence[Operatin
     else:
         lines.append("no AU-ROC: it needs normal and anomalous test images")
     return "\n".join(lines)
-
-
-def threshold_main(arguments: Sequence[str] | None = None) -> None:
-    """`effad threshold`."""
-    parser = argparse.ArgumentParser(
-        prog="effad threshold",
-        description="Find a detector's thresholds anew from good images, or set one by hand.",
-        epilog="example: effad threshold detector.safetensors path/to/good_images --rate 0.02",
-    )
-    parser.add_argument("detector", type=as_path, help="a detector.safetensors; it is replaced")
-    parser.add_argument("images", nargs="?", help="a folder of good images not trained on")
-    parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
-    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
-    parser.add_argument("--value", type=float, help="a threshold of scores, chosen by hand")
-    labelled = parser.add_argument_group("from a few known defects")
-    labelled.add_argument("--anomalous", metavar="FOLDER", help="images of defects")
-    labelled.add_argument("--recall", type=float, help="find at least this share of them")
-    labelled.add_argument(
-        "--cost", type=float, nargs=2, metavar=("FALSE_ALARM", "MISS"), help="of one error each"
-    )
-    labelled.add_argument(
-        "--prevalence", type=float, help="share of defects in use; as in the folders without it"
-    )
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, help="compute in it from now on; its own without it"
-    )
-    parser.add_argument("--output", type=as_path, help="write this file instead of replacing it")
-    parser.add_argument("--device", help=DEVICE_HELP)
-    args = parser.parse_intermixed_args(arguments)
-    if (args.images is None) == (args.value is None):
-        parser.error("give either a folder of good images or --value")
-    by_label = (args.recall is not None) + (args.cost is not None)
-    if by_label != (args.anomalous is not None):
-        parser.error("--anomalous needs either --recall or --cost, and these need --anomalous")
-    if args.anomalous is not None and args.images is None:
-        parser.error("--anomalous needs a folder of good images beside it")
-    with command_errors("nothing was changed"):
-        check_file(args.output or args.detector, "--output")
-        detector = EfficientAD.load(args.detector, args.device)
-        detector.precision = args.precision or detector.precision
-        if args.value is not None:
-            detector.threshold = args.value
-        elif args.anomalous is not None:
-            print(_threshold_from_labels(detector, args))
-        else:
-            samples = [Sample(path, 0, "good") for path in good_images(args.images)]
-            count, needed = len(samples), images_needed(args.rate, guarantee=args.guarantee)
-            if count < needed:
-                lowest = feasible_rate(count, args.rate, args.guarantee)
-                raise ValueError(
-                    f"{count} good images are too few for a rate of {args.rate:g}, which needs "
-                    f"{needed}: give more of them, or --rate {lowest:.4g}"
-                )
-            fit_thresholds(detector, samples, args.rate, guarantee=args.guarantee)
-        detector.save(args.output or args.detector)
-        print(f"images: {detector.operating_point}")
-        print(f"pixels: {detector.pixel_operating_point or 'no threshold'}")
-        if args.images is not None:
-            print("this holds if the detector was trained on none of these images")
-        print(f"written to {args.output or args.detector}")
-
-
-def _threshold_from_labels(detector: EfficientAD, args: argparse.Namespace) -> str:
-    """Set the threshold of scores from labelled images, beside what normal images alone promise.
-
-    The threshold of pixels is that of the normal images. No weight changes.
-
-    Returns:
-        How many of the images are on either side, and the promise of the threshold that was not
-        taken.
-    """
-    normal = [Sample(path, 0, "good") for path in good_images(args.images)]
-    anomalous = [Sample(path, 1, "anomalous") for path in list_images(args.anomalous, True)]
-    rate = feasible_rate(len(normal), args.rate, args.guarantee)
-    promised, _ = fit_thresholds(detector, normal, rate, guarantee=args.guarantee)
-    both = [*normal, *anomalous]
-    scores = [found.score for _, found in detector.stream([sample.path for sample in both])]
-    labels = [sample.label for sample in both]
-    if args.recall is not None:
-        detector.operating_point = for_recall(labels, scores, args.recall)
-    else:
-        detector.operating_point = for_cost(labels, scores, *args.cost, args.prevalence)
-    counted = confusion(labels, scores, detector.threshold)
-    return (
-        f"of these images: {counted.tp} of {len(anomalous)} defects found, {counted.fp} of "
-        f"{len(normal)} good ones called anomalous (they chose the threshold: expect less of "
-        f"others)\nfrom the good images alone it would be: {promised}"
-    )
-
-
-def export_main(arguments: Sequence[str] | None = None) -> None:
-    """`effad export`."""
-    parser = argparse.ArgumentParser(
-        prog="effad export",
-        description="Write a detector as ONNX, for ONNX Runtime or OpenVINO, without PyTorch; or "
-        "as an INT8 model for OpenVINO, with thresholds found anew.",
-        epilog="examples: effad export detector.safetensors my_part.onnx; "
-        "effad export detector.safetensors my_part.xml --int8 path/to/my_part",
-    )
-    parser.add_argument("detector", type=as_path, help="a detector.safetensors")
-    parser.add_argument("output", type=as_path, help="the .onnx file to write, or the .xml file")
-    parser.add_argument(
-        "--int8",
-        metavar="FOLDER",
-        help="the folder, or the scenario's name, that the detector was trained on: its training "
-        "images give the ranges of the numbers, its validation images the thresholds",
-    )
-    parser.add_argument("--rate", type=float, default=RATE, help=f"of false alarms ({RATE})")
-    parser.add_argument("--guarantee", choices=GUARANTEES, default="confident", help=GUARANTEE_HELP)
-    args = parser.parse_args(arguments)
-    with command_errors("nothing was written"):
-        detector = EfficientAD.load(args.detector, "cpu")
-        if args.int8 is None:
-            export(detector, args.output)
-        else:
-            scenario = open_scenario(args.int8)
-            rate = feasible_rate(len(scenario.validation), args.rate, args.guarantee)
-            parts = scenario.train, scenario.validation
-            found = export_int8(detector, *parts, args.output, rate, args.guarantee)
-            print(f"images: {found.operating_point}")
-            print(f"pixels: {found.pixel_operating_point}")
-    print(f"written to {args.output}")
