@@ -346,6 +346,11 @@ def test_the_command_on_a_folder_and_a_scenario(files, command):
     assert code == 0 and "on 3 images" in text and "ok: the teacher suits" in text
     code, text = command(files / "images", "--teacher", files / "far.safetensors")
     assert code == 1 and "NOT OK:\n  - these images lie far" in text
+    small = command(files / "images", "--teacher", files / "good.safetensors")[1]
+    large = command(
+        files / "images", "--teacher", files / "good.safetensors", "--image-size", "512"
+    )
+    assert "on 3 images" in large[1] and large[1] != small
     train = files / "part" / "train" / "good"
     train.parent.mkdir(parents=True)
     (files / "images").rename(train)

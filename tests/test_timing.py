@@ -2,6 +2,7 @@
 
 import mmap
 import sys
+from dataclasses import replace
 
 from effad_core.deployment.prepared import prepare
 from effad_core.evaluation import timing
@@ -81,6 +82,9 @@ def test_the_table_and_the_paper(clocked):
     lines = table([found]).splitlines()
     (ours,) = [line for line in lines if line.startswith("EfficientAD-M, float32")]
     assert ours.split()[2:5] == ["1.5", "1.5", "1.99"] and ours.split()[6:8] == ["21", "235"]
+    wide = table([replace(found, image_size=(256, 512))]).splitlines()
+    (ours,) = [line for line in wide if line.startswith("EfficientAD-M, float32")]
+    assert float(ours.split()[7]) == pytest.approx(2 * 235, rel=0.06)  # twice, but for the edge
     (paper,) = [line for line in lines if line.startswith("EfficientAD-S (paper)")]
     assert paper.split()[2:] == ["2.2", "614", "8", "76", "100"]
 
@@ -91,6 +95,9 @@ def test_the_command(narrow, tmp_path, capsys, refusal):
     brief = ["--runs", "1", "--warm-up", "0", "--batch-size", "2", "--precision", "float32"]
     main([str(path), *brief])
     assert "EfficientAD-S, float32" in capsys.readouterr().out
+    main([*brief, "--size", "small", "--image-size", "256x288"])
+    assert "EfficientAD-S, float32" in capsys.readouterr().out
+    assert "an image size of its own" in refusal(main, path, "--image-size", "300")
     absent = tmp_path / "absent.safetensors"
     assert "absent.safetensors does not exist" in refusal(main, absent)
     assert "not 'int4'" in refusal(main, path, "--precision", "int4")

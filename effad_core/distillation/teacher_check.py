@@ -22,6 +22,7 @@ from effad_core.datasets.transforms import normalise, resize, to_tensor
 from effad_core.detector import EfficientAD
 from effad_core.errors import command_errors
 from effad_core.statistics import ChannelMoments, never_varies
+from effad_core.tiles.options import add_image_size
 
 import numpy as np
 import torch
@@ -343,12 +344,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", help="a folder of normal images, or a scenario's name or folder")
     parser.add_argument("--teacher", help="a teacher.safetensors; the shipped one without it")
     parser.add_argument("--size", choices=("small", "medium"), default="small")
+    add_image_size(parser)
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
     with command_errors("nothing was printed"):
         images = _open_images(args.images)
-        report = teacher_report(
-            EfficientAD(args.size).load_teacher(args.teacher), images, device=args.device
-        )
+        detector = EfficientAD(args.size, image_size=args.image_size or 256)
+        report = teacher_report(detector.load_teacher(args.teacher), images, device=args.device)
     print(report)
     sys.exit(0 if report.ok else 1)

@@ -28,6 +28,7 @@ from effad_core.detector import EfficientAD
 from effad_core.errors import command_errors
 from effad_core.evaluation.costs import METHODS, count, efficientad
 from effad_core.evaluation.tables import layout, paper_results
+from effad_core.tiles.options import add_image_size
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ class Timing:
         batch_size: of these.
         memory: peak while it ran, MiB: on a GPU what torch reserved, on a CPU what was resident,
             Python and its packages included; None where the system does not say.
+        image_size: (height, width) of the images, in pixels.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Timing:
     throughput: float
     batch_size: int
     memory: float | None
+    image_size: tuple[int, int] = (256, 256)
 
     @property
     def mean(self) -> float:
@@ -102,7 +105,7 @@ def measure(
     throughput = batches * batch_size / _seconds(prepared, images, min(warm_up, 10), batches).sum()
     return Timing(
         name, machine(prepared.device), prepared.precision, latencies, float(throughput),
-        batch_size, _peak_memory(prepared.device),
+        batch_size, _peak_memory(prepared.device), prepared.image_size,
     )  # fmt: skip
 
 
@@ -163,7 +166,7 @@ def table(timings: Sequence[Timing]) -> str:
     rows.append(["", "ms", "ms", "ms", "in batches", "millions", "G", "MiB"])
     for timing in timings:
         size = "medium" if timing.name.endswith("-M") else "small"
-        parameters, flops = count(partial(efficientad, size), 256)
+        parameters, flops = count(partial(efficientad, size), timing.image_size)
         times = (timing.mean, timing.percentile(50), timing.percentile(99), timing.throughput)
         memory = "-" if timing.memory is None else f"{timing.memory:.0f}"
         rows.append(
@@ -192,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--size", nargs="+", choices=("small", "medium"), default=["small", "medium"]
     )
+    add_image_size(parser)
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile, with CUDA graphs")
@@ -201,10 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     args = parser.parse_args(arguments)
     with command_errors("nothing was printed"):
+        if args.detector and args.image_size:
+            raise ValueError("a detector has an image size of its own: leave out --image-size")
         if args.detector:
             detectors = [EfficientAD.load(args.detector)]
         else:
-            detectors = [untrained_detector(size) for size in args.size]
+            detectors = [untrained_detector(size, args.image_size or 256) for size in args.size]
         timings = [
             measure(
                 prepare(detector, args.device, args.precision, args.compile),
@@ -216,8 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(timings))
 
 
-def untrained_detector(size: str) -> EfficientAD:
+def untrained_detector(size: str, image_size: int | tuple[int, int] = 256) -> EfficientAD:
     """An untrained detector with quantiles, to be timed."""
-    detector = EfficientAD(size)
+    detector = EfficientAD(size, image_size=image_size)
     detector.quantiles.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0]))
     return detector

@@ -1,4 +1,4 @@
-"""Options of the commands that make a detector: at which resolution it looks at images."""
+"""Options of commands: at which resolution a detector looks at images."""
 
 import argparse
 from collections.abc import Mapping
@@ -17,14 +17,19 @@ def image_side(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def add_resolution(parser: argparse.ArgumentParser) -> None:
-    """The options of commands that make a detector: at which resolution it looks at images."""
+def add_image_size(parser: argparse.ArgumentParser) -> None:
+    """Add --image-size; without it the attribute is None."""
     parser.add_argument(
         "--image-size",
         type=image_side,
         metavar="PIXELS",
         help="images are resized to this square, or HEIGHTxWIDTH; 256 without it",
     )
+
+
+def add_resolution(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that train a detector: --image-size, --tiles, --overlap."""
+    add_image_size(parser)
     parser.add_argument(
         "--tiles",
         type=image_side,
