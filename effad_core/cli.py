@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the words after `effad`; those of the process by default.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the console cannot show stops nothing
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
     if name in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))

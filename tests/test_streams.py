@@ -1,6 +1,8 @@
 """Verdicts on images as they come: each once, when it is whole, with the scores of `predict`."""
 
 import csv
+import json
+import shutil
 import sys
 import threading
 import time
@@ -17,6 +19,7 @@ from effad_core.deployment.streams import (
     is_video,
     video_frames,
 )
+from effad_core.deployment.verdicts import judged_before
 
 import cv2
 import numpy as np
@@ -35,7 +38,7 @@ def judging(narrow, drawn):
 
 
 def rows(folder):
-    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+    with (folder / "stream.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -70,11 +73,16 @@ def test_a_growing_folder(judging, drawn, tmp_path):
         (folder / "notes.txt").write_text("no image")
         Image.open(drawn[2]).save(folder / "last.png")
 
-    writing = threading.Thread(target=write)
-    writing.start()
-    frames = folder_frames(folder, idle=2.5)
-    found = inspect_stream(prepare(judging, "cpu"), frames, tmp_path / "out", say=said.append)
-    writing.join()
+    frames, prepared, writing = folder_frames(folder, idle=2.5), prepare(judging, "cpu"), []
+
+    def say(line):
+        said.append(line)
+        if len(said) == 1:  # the image that was there before
+            writing.append(threading.Thread(target=write))
+            writing[0].start()
+
+    found = inspect_stream(prepared, frames, tmp_path / "out", say=say)
+    writing[0].join()
     table = {row["image"]: row for row in rows(tmp_path / "out")}
     assert list(table) == ["there.png", "below/slow.png", "last.png"] and found.images == 3
     for name, path in zip(table, drawn, strict=False):
@@ -123,38 +131,109 @@ def test_a_video(judging, video, tmp_path):
         assert float(row["score"]) == pytest.approx(judging.predict(image).score, rel=1e-4)
 
 
-def test_of_a_camera_the_newest_frame_is_taken(monkeypatch, judging, tmp_path):
-    """A camera of 100 frames a second; whoever judges takes a tenth of a second."""
-    ready, made = threading.Event(), []
+class Camera:
+    """Stands for OpenCV's: frame n comes when `until` is n or more; its red is n."""
 
-    class Camera:
-        def __init__(self, source):
-            assert source == 3
-            self.shown = 0
-            made.append(self)
+    def __init__(self, last, fails=False):
+        self.until, self.shown, self.last, self.fails = 0, -1, last, fails
+        self.changed, self.released = threading.Condition(), False
 
-        def isOpened(self):
-            return True
+    def __call__(self, source):
+        assert source == 3
+        return self
 
-        def read(self):
-            time.sleep(0.01)
+    def isOpened(self):
+        return True
+
+    def show_until(self, number):
+        """Let the frames up to this number come, and wait until they have been read."""
+        with self.changed:
+            self.until = number
+            self.changed.notify_all()
+            assert self.changed.wait_for(lambda: self.shown >= number, timeout=60)
+
+    def read(self):
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.until > self.shown, timeout=60)
             self.shown += 1
-            return self.shown <= 100, np.full((8, 9, 3), (self.shown, 0, 0), np.uint8)
+            self.changed.notify_all()
+            if self.shown > self.last and self.fails:
+                raise RuntimeError("the driver fails")
+            return self.shown <= self.last, np.full((8, 9, 3), (0, 0, self.shown), np.uint8)
 
-        def release(self):
-            ready.set()
+    def release(self):
+        self.released = True
 
-    monkeypatch.setattr(cv2, "VideoCapture", Camera)
-    seen = []
+
+def test_of_a_camera_the_newest_frame_is_taken(monkeypatch):
+    camera = Camera(last=9)
+    camera.until = 1
+    monkeypatch.setattr(cv2, "VideoCapture", camera)
+    frames = video_frames("camera:3")
+    first = next(frames)
+    camera.show_until(6)  # 6 is asked for, so 5 is there for certain
+    second = next(frames)
+    numbers = [frame.image.getpixel((0, 0))[0] for frame in (first, second)]  # OpenCV's is BGR
+    assert numbers[0] <= 1 and numbers[1] in (5, 6)
+    assert second.passed == numbers[1] - numbers[0] - 1
+    assert second.name.name.endswith(f"-frame_{numbers[1]:06d}")
+    camera.until = 100
     with pytest.raises(DataError, match="camera:3 gives no more frames: see that it runs"):
-        for frame in video_frames("camera:3"):
-            number = int(str(frame.name).removeprefix("frame_"))
-            assert frame.image.getpixel((0, 0)) == (0, 0, number + 1)  # OpenCV's order is BGR
-            assert made[0].shown - number < 5 or made[0].shown > 100  # not one that has waited
-            seen.append((number, frame.passed))
-            time.sleep(0.1)
-    assert ready.is_set() and 5 < len(seen) < 20
-    assert sum(passed for _, passed in seen) == seen[-1][0] + 1 - len(seen)
+        list(frames)
+    assert camera.released
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_camera_that_fails_ends_the_stream_with_its_summary(monkeypatch, judging, tmp_path):
+    camera, said = Camera(last=0, fails=True), []
+    camera.until = 100
+    monkeypatch.setattr(cv2, "VideoCapture", camera)
+    with pytest.raises(DataError, match="gives no"):
+        inspect_stream(
+            prepare(judging, "cpu"), video_frames("camera:3"), tmp_path, {"boxes"}, said.append
+        )
+    assert (tmp_path / "boxes.json").is_file() and camera.released
+    assert len(said) in (0, 3)  # the thread may end before the frame is taken
+
+
+def test_a_restart_goes_on(judging, drawn, tmp_path):
+    """Rows stay; images that were judged do not come again unless they have changed."""
+    folder, out, prepared = tmp_path / "in", tmp_path / "out", prepare(judging, "cpu")
+    folder.mkdir()
+    low, high = sorted(drawn, key=lambda path: judging.predict(path).score)[:: len(drawn) - 1]
+    (folder / "a.png").write_bytes(high.read_bytes())
+    (folder / "b.png").write_bytes(high.read_bytes())
+
+    def call():
+        frames = folder_frames(folder, idle=0.7, judged=judged_before(out))
+        return inspect_stream(prepared, frames, out, {"overlays", "boxes"}, say=str)
+
+    assert call().images == 2 and call().images == 0
+    (folder / "a.png").write_bytes(low.read_bytes())
+    assert call().images == 1
+    assert [row["image"] for row in rows(out)] == ["a.png", "b.png", "a.png"]
+    assert [row["is_anomalous"] for row in rows(out)] == ["True", "True", "False"]
+    assert not (out / "overlays/a.png.png").exists() and (out / "overlays/b.png.png").exists()
+    assert list(json.loads((out / "boxes.json").read_text())) == ["b.png"]
+    times = [row["time"] for row in rows(out)]
+    assert times == sorted(times)
+
+
+def test_what_vanishes_is_passed_over(drawn, tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    (folder / "below").mkdir(parents=True)
+    (folder / "below/a.png").write_bytes(drawn[0].read_bytes())
+    read = streams.read_image
+
+    def vanishes(path, full_scale):
+        if path.name == "a.png" and path.parent.exists():
+            shutil.rmtree(path.parent)
+            (folder / "b.png").write_bytes(drawn[1].read_bytes())
+            raise FileNotFoundError(path)
+        return read(path, full_scale)
+
+    monkeypatch.setattr(streams, "read_image", vanishes)
+    assert [str(frame.name) for frame in folder_frames(folder, idle=1)] == ["b.png"]
 
 
 def test_ctrl_c_ends_a_stream_with_its_summary(judging, drawn, tmp_path):
@@ -185,12 +264,15 @@ def test_the_command(judging, drawn, video, tmp_path, capsys):
     assert code == 0 and "2 images: " in text and "images/s" in text
     assert len(rows(out)) == 2 and (out / "boxes.json").is_file()
     code, text, _ = call(video[0], "--output", out, "--no-overlays")
-    assert code == 0 and "8 images: 4 anomalous" in text and not (out / "overlays").exists()
+    assert code == 0 and "8 images: 4 anomalous" in text and len(rows(out)) == 10
     for arguments, words in (
         ((tmp_path / "absent", "--follow"), "absent does not exist"),
         ((folder, "--follow", "--output", folder / "out"), "lies inside the images' folder"),
         ((tmp_path / "absent.mp4",), "absent.mp4 does not exist"),
         ((folder, "--idle", "3"), "--idle belongs to --follow"),
+        ((folder, "--follow", "--idle", "0"), "a number of seconds above 0"),
+        ((video[0], "--follow"), "--follow is for a folder"),
+        ((out / "overlays", "--follow"), "lies among the output's overlays"),
     ):
         code, _, error = call(
             *arguments, *(("--output", out) if "--output" not in arguments else ())
@@ -199,14 +281,20 @@ def test_the_command(judging, drawn, video, tmp_path, capsys):
     (tmp_path / "no.mp4").write_text("no video")
     code, _, error = call(tmp_path / "no.mp4", "--output", out)
     assert code == 2 and "no.mp4 cannot be opened as a video" in error
-    assert len(rows(out)) == 8  # what cannot be opened deletes nothing
+    assert len(rows(out)) == 10  # what cannot be opened deletes nothing
 
 
 def test_which_sources_are_videos():
     assert [is_video(name) for name in ("a.MP4", "camera:1", "rtsp://x/1", "a.png", "in")] == [
         True, True, True, False, False,
     ]  # fmt: skip
-    assert is_live("camera:0") and is_live("http://x/y.mp4") and not is_live("a.mp4")
+    assert is_live("camera:0") and is_live("RTSP://x/y.mp4") and not is_live("a.mp4")
+    assert not is_live("c://data/in")
+
+
+def test_a_folder_called_like_a_video_is_a_folder(tmp_path):
+    (tmp_path / "clip.mp4").mkdir()
+    assert not is_video(tmp_path / "clip.mp4")
 
 
 def test_without_opencv(monkeypatch, tmp_path):

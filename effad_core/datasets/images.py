@@ -136,14 +136,16 @@ def list_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path
     return paths
 
 
-def find_images(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
-    """As `list_images`, but a folder without images is no error."""
+def find_images(
+    folder: str | os.PathLike, recursive: bool = False, strict: bool = True
+) -> list[Path]:
+    """As `list_images`, but a folder without images is no error; unless `strict`, none is."""
     folder = as_path(folder)
-    if not os.path.isdir(folder):
+    if strict and not os.path.isdir(folder):
         problem = missing(folder) or "is a file, not a folder"
         raise DataError(f"The image folder {folder} {problem}: name an existing folder of images.")
-    paths, seen = [], set()
-    for parent, folders, names in os.walk(folder, onerror=refuse_folder, followlinks=True):
+    paths, seen, refuse = [], set(), refuse_folder if strict else None
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         visited = os.path.realpath(parent) in seen  # a link that leads back up
         seen.add(os.path.realpath(parent))
         descend = recursive and not visited

@@ -10,7 +10,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +20,18 @@ from effad_core.deployment.prepared import prepare
 from effad_core.deployment.streams import (
     folder_frames,
     inspect_stream,
-    is_live,
     is_video,
     video_frames,
 )
-from effad_core.deployment.verdicts import FOLDERS, Inspection, VerdictFiles, refuse_inside
+from effad_core.deployment.verdicts import (
+    Inspection,
+    VerdictFiles,
+    judged_before,
+    refuse_among,
+    refuse_inside,
+)
 from effad_core.detector import EfficientAD
-from effad_core.errors import DataError, command_errors
+from effad_core.errors import command_errors
 from effad_core.prediction import Predictor
 from effad_core.storage.files import as_path
 from effad_core.thresholds import OperatingPoint, pixel_threshold, threshold_for_fpr
@@ -192,11 +196,7 @@ def _names_and_paths(images: Images, folder: Path) -> tuple[list[Path], list[Pat
             raise ValueError(f"{twice[0]} is given more than once: give each image once")
         root = os.path.commonpath([path.parent for path in whole])
         names = [path.relative_to(root) for path in whole]
-    for kind in FOLDERS:
-        old = os.path.realpath(folder / kind)
-        for path in paths:
-            if Path(os.path.realpath(path)).is_relative_to(old):
-                raise DataError(f"The image {path} lies among the output's {kind}: choose another.")
+    refuse_among(folder, paths)
     return names, paths
 
 
@@ -219,13 +219,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--follow", action="store_true", help="go on judging what comes into the folder"
     )
     parser.add_argument(
-        "--idle", type=float, metavar="SECONDS", help="with --follow: end when so long nothing came"
+        "--idle",
+        type=float,
+        metavar="SECONDS",
+        help="with --follow: end after so many seconds without a new image",
     )
     parser.add_argument(
         "--output",
         type=as_path,
-        help="build/inspection without it, of a camera with the time behind it; what an earlier "
-        "call wrote there is replaced",
+        help="build/inspection without it; what an earlier call wrote there is replaced, but of a "
+        "camera or with --follow, whose rows are added",
     )
     parser.add_argument("--no-overlays", action="store_true", help="write the CSV alone")
     parser.add_argument("--masks", action="store_true", help="write the anomalous pixels as PNG")
@@ -238,16 +241,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
-    if args.idle is not None and not args.follow:
-        parser.error("--idle belongs to --follow")
-    output = args.output or _default_output(args.images)
+    video = is_video(args.images)
+    if args.follow and video:
+        parser.error("--follow is for a folder: a video or a camera is followed anyway")
+    if args.idle is not None and not (args.follow and args.idle > 0):
+        parser.error("--idle belongs to --follow, and needs a number of seconds above 0")
+    output = args.output or Path("build/inspection")
     wanted = {kind for kind in ("masks", "boxes", "maps") if getattr(args, kind)}
     wanted |= set() if args.no_overlays else {"overlays"}
     with command_errors(f"what was done is in {output}"):
         detector = EfficientAD.load(args.detector, args.device)
         if args.fail_on_anomaly and detector.threshold is None:
             raise ValueError("the detector has no threshold to fail by: find one, effad threshold")
-        if args.follow or is_video(args.images):
+        if args.follow or video:
             inspection = _follow(detector, args, output, wanted)
         else:
             chosen = {kind: kind in wanted for kind in ("overlays", "masks", "boxes", "maps")}
@@ -258,20 +264,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(3 if args.fail_on_anomaly and inspection.anomalous else 0)
 
 
-def _default_output(images: str) -> Path:
-    """Of a camera nothing is left to be judged again: no call may replace an earlier one's."""
-    time = f"-{datetime.now():%Y%m%d-%H%M%S}" if is_live(images) else ""
-    return Path(f"build/inspection{time}")
-
-
 def _follow(
     detector: EfficientAD, args: argparse.Namespace, output: Path, wanted: set[str]
 ) -> Inspection:
     """Judge what comes, a line each."""
-    if is_video(args.images):
-        frames = video_frames(args.images)
-    else:
+    if args.follow:
         refuse_inside(output, as_path(args.images))
-        frames = folder_frames(args.images, detector.full_scale, args.idle)
+        before = judged_before(output)
+        frames = folder_frames(args.images, detector.full_scale, args.idle, before)
+    else:
+        frames = video_frames(args.images)
     prepared = prepare(detector, args.device)
     return inspect_stream(prepared, frames, output, wanted, partial(print, flush=True))

@@ -5,11 +5,11 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TextIO
 
 from effad_core.deployment.overlays import bounding_boxes, overlay
 from effad_core.errors import DataError, printable
@@ -20,12 +20,14 @@ from effad_core.thresholds import OperatingPoint
 import numpy as np
 from PIL import Image
 
-PREDICTIONS, BOXES = "predictions.csv", "boxes.json"
+PREDICTIONS, STREAM, BOXES = "predictions.csv", "stream.csv", "boxes.json"
 OVERLAYS, MASKS, MAPS = FOLDERS = "overlays", "masks", "maps"
+SUFFIX_OF = {OVERLAYS: ".png", MASKS: ".png", MAPS: ".tiff"}
 COLUMNS = (
     *("image", "score", "threshold", "is_anomalous", "width", "height"),
     *("anomalous_area", "peak_x", "peak_y", "unit_score", "error"),
 )
+STREAM_COLUMNS = ("time", *COLUMNS)
 VERDICTS = {True: "anomalous", False: "normal", None: "unjudged"}
 UNKNOWN_SCALE = 0.3  # end of the colour scale without a pixel threshold above 0: three times q_b
 FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")  # a cell that starts so, a spreadsheet may execute
@@ -85,13 +87,17 @@ class Inspection:
 
 
 class VerdictFiles:
-    """Writes predictions.csv and what else is asked for; `inspect_images` says what they hold.
+    """Writes a table, and what else is asked for, as verdicts come.
+
+    `inspect_images` says what the files hold. Of a stream, the table is called stream.csv, has the
+    time of each verdict as its first column, and is never begun anew: rows are added to it, and
+    pictures are written of anomalous images alone.
 
     Args:
-        folder: receives them; created if it does not exist.
+        folder: receives the files; created if it does not exist.
         pixel_threshold: the detector's, or None.
         pictures: what to write beside the table: names among "overlays", "masks", "maps", "boxes".
-        anomalous_only: whether images that are not anomalous have a row but no picture.
+        stream: whether this is a stream.
 
     Attributes:
         counts: images by verdict: "anomalous", "normal", "unjudged", "unreadable".
@@ -107,14 +113,16 @@ class VerdictFiles:
         folder: Path,
         pixel_threshold: float | None,
         pictures: set[str],
-        anomalous_only: bool = False,
+        stream: bool = False,
     ):
         if pixel_threshold is None and pictures & {"masks", "boxes"}:
             raise ValueError(
                 "the detector has no pixel threshold, so there are no masks and no boxes: find one "
                 "with effad threshold, or set detector.pixel_threshold"
             )
-        self.folder, self.pictures, self.anomalous_only = folder, pictures, anomalous_only
+        self.folder, self.pictures, self.stream = folder, pictures, stream
+        self.table = folder / (STREAM if stream else PREDICTIONS)
+        self._columns = STREAM_COLUMNS if stream else COLUMNS
         known = pixel_threshold is not None and pixel_threshold > 0
         self.scale = 2 * pixel_threshold if known else UNKNOWN_SCALE
         self.counts, self.errors = Counter(), []
@@ -122,18 +130,32 @@ class VerdictFiles:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Begin the table, deleting what an earlier inspection left; at the end write the boxes.
+        """Open the table while the block runs; at its end, however it ends, write the boxes.
 
         Raises:
             DataError: if the system refuses, or the folder's table is of another program.
         """
-        with _table(self.folder) as self._file:
-            self._writer = csv.DictWriter(self._file, COLUMNS)
-            self._writer.writeheader()
-            self._file.flush()
-            yield
-        if "boxes" in self.pictures:
-            write_text(self.folder / BOXES, json.dumps(self._boxes, indent=1) + "\n")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            begun = _has_rows(self.table, self._columns)
+            if not self.stream:
+                _delete_pictures(self.folder, begun)
+            goes_on = self.stream and begun
+            mode = "a" if goes_on else "w"
+            self._file = self.table.open(mode, newline="", encoding="utf-8")
+        except OSError as error:
+            raise self._not_written(error) from None
+        if self.stream and (self.folder / BOXES).is_file():
+            self._boxes = _read_boxes(self.folder / BOXES)
+        with self._file:
+            self._writer = csv.DictWriter(self._file, self._columns)
+            if not goes_on:
+                self._write(dict(zip(self._columns, self._columns, strict=True)))
+            try:
+                yield
+            finally:
+                if "boxes" in self.pictures:
+                    write_text(self.folder / BOXES, json.dumps(self._boxes, indent=1) + "\n")
 
     def add(self, name: Path, image: Image.Image | Exception, prediction: Prediction | None) -> str:
         """Write one image's row and pictures.
@@ -144,24 +166,49 @@ class VerdictFiles:
 
         Returns:
             Its verdict, a key of `counts`.
+
+        Raises:
+            DataError: if the row cannot be written.
         """
-        row = {"image": _cell(name.as_posix())}
+        row = {"image": table_cell(name.as_posix())}
+        if self.stream:
+            row["time"] = datetime.now().astimezone().isoformat(timespec="milliseconds")
+            self._forget(name, row["image"])
         if prediction is None:
             verdict = "unreadable"
-            row["error"] = _cell(printable(str(image)))
+            row["error"] = table_cell(printable(str(image)))
         else:
             row |= _numbers(prediction)
             verdict = VERDICTS[row.get("is_anomalous")]
-            if verdict == "anomalous" or not self.anomalous_only:
+            if verdict == "anomalous" or not self.stream:
                 row["error"] = self._draw(name, image, prediction)
                 if "boxes" in self.pictures:
                     self._boxes[row["image"]] = bounding_boxes(prediction)
         if row.get("error"):
             self.errors.append(row["error"])
         self.counts[verdict] += 1
-        self._writer.writerow(row)
-        self._file.flush()
+        self._write(row)
         return verdict
+
+    def _write(self, row: dict) -> None:
+        try:
+            self._writer.writerow(row)
+            self._file.flush()
+        except OSError as error:
+            raise self._not_written(error) from None
+
+    def _not_written(self, error: OSError) -> DataError:
+        return DataError(
+            f"{error.filename or self.table} cannot be written ({error.strerror or error}): make "
+            "room there, or choose another output folder."
+        )
+
+    def _forget(self, name: Path, cell: str) -> None:
+        """Remove what was drawn of an earlier image of this name."""
+        self._boxes.pop(cell, None)
+        for kind in FOLDERS:
+            with suppress(OSError):
+                (self.folder / f"{kind}/{name}{SUFFIX_OF[kind]}").unlink()
 
     def inspection(self, detector: Predictor, skipped: tuple[str, ...] = ()) -> Inspection:
         """What was written so far.
@@ -180,58 +227,83 @@ class VerdictFiles:
         drawn = {}
         if "overlays" in self.pictures:
             shown = overlay(image, prediction.map, self.scale, prediction.pixel_threshold)
-            drawn[f"{OVERLAYS}/{name}.png"] = shown
+            drawn[OVERLAYS] = shown
         if "masks" in self.pictures:
             mask = Image.fromarray(np.uint8(255 * prediction.anomalous_pixels))
-            drawn[f"{MASKS}/{name}.png"] = mask
+            drawn[MASKS] = mask
         if "maps" in self.pictures:
-            drawn[f"{MAPS}/{name}.tiff"] = Image.fromarray(prediction.map)
-        errors = [_save(picture, self.folder / path) for path, picture in drawn.items()]
+            drawn[MAPS] = Image.fromarray(prediction.map)
+        errors = [
+            _save(picture, self.folder / f"{kind}/{name}{SUFFIX_OF[kind]}")
+            for kind, picture in drawn.items()
+        ]
         return next(filter(None, errors), "")
 
 
 def refuse_inside(folder: Path, images: Path) -> None:
-    """Raise DataError if the output folder lies inside the folder of images."""
-    if folder.resolve().is_relative_to(images.resolve()):
+    """Raise DataError if the output folder and the folder of images lie in each other's way."""
+    inside, watched = folder.resolve(), images.resolve()
+    if inside.is_relative_to(watched):
         raise DataError(
             f"The output folder {folder} lies inside the images' folder {images}, so that its "
             "overlays would be inspected the next time: choose another one."
         )
+    refuse_among(folder, [images])
 
 
-@contextmanager
-def _table(folder: Path) -> Iterator[TextIO]:
-    """Open predictions.csv, empty; raise DataError if the system refuses."""
-    path = folder / PREDICTIONS
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _start_over(folder)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            yield file
-    except OSError as error:
+def refuse_among(folder: Path, images: Iterable[Path]) -> None:
+    """Raise DataError if an image, or a folder of images, is one that the output would replace."""
+    for kind in FOLDERS:
+        old = os.path.realpath(folder / kind)
+        for path in images:
+            if Path(os.path.realpath(path)).is_relative_to(old):
+                raise DataError(f"The image {path} lies among the output's {kind}: choose another.")
+
+
+def judged_before(folder: Path) -> dict[str, float]:
+    """Of a stream's table, when each image was judged last, in seconds since 1970; by its name."""
+    table = folder / STREAM
+    if not table.is_file():
+        return {}
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("time") and row.get("image")]
+    found = {}
+    for row in rows:
+        with suppress(ValueError):  # a row that a power cut left unfinished
+            found[row["image"]] = datetime.fromisoformat(row["time"]).timestamp()
+    return found
+
+
+def _has_rows(table: Path, columns: tuple[str, ...]) -> bool:
+    """Whether a table of ours is there; DataError for something else in its place."""
+    if not os.path.lexists(table):
+        return False
+    if not table.is_file():
         raise DataError(
-            f"{error.filename or path} cannot be written ({error.strerror or error}): make room "
-            "there, or choose another output folder."
-        ) from None
-
-
-def _start_over(folder: Path) -> None:
-    """Delete what an earlier inspection left, and nothing else."""
-    predictions = folder / PREDICTIONS
-    if not os.path.lexists(predictions):
-        return
-    if not predictions.is_file():
-        raise DataError(
-            f"{predictions} is no file, so that no table can take its place: remove it, or choose "
+            f"{table} is no file, so that no table can take its place: remove it, or choose "
             "another output folder."
         )
-    with predictions.open("r+b") as file:  # or nothing may be deleted
+    with table.open("r+b") as file:  # or nothing may be deleted
         header = file.readline().strip()
-    if header not in (b"", ",".join(COLUMNS).encode()):  # an interruption may leave it empty
-        raise DataError(f"{predictions} is of another program: choose another output folder.")
+    if header not in (b"", ",".join(columns).encode()):  # an interruption may leave it empty
+        raise DataError(f"{table} is of another program: choose another output folder.")
+    return header != b""
+
+
+def _delete_pictures(folder: Path, begun: bool) -> None:
+    """Delete what an earlier inspection left, and nothing else."""
+    if not begun and not (folder / PREDICTIONS).exists():
+        return
     for kind in FOLDERS:
         shutil.rmtree(folder / kind, ignore_errors=True)
     (folder / BOXES).unlink(missing_ok=True)
+
+
+def _read_boxes(path: Path) -> dict[str, list]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise DataError(f"{path} is of another program: choose another output folder.") from None
 
 
 def _numbers(prediction: Prediction) -> dict[str, float | int | bool]:
@@ -247,7 +319,7 @@ def _numbers(prediction: Prediction) -> dict[str, float | int | bool]:
     return row
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
     """Text that a CSV in UTF-8 can hold and no spreadsheet takes for a formula."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return f"./{text}" if text.startswith(FORMULA) else text
@@ -259,5 +331,7 @@ def _save(image: Image.Image, path: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, **({"compress_level": 1} if path.suffix == ".png" else {}))
     except OSError as error:
-        return _cell(printable(f"the picture {path} cannot be written: {error.strerror or error}"))
+        return table_cell(
+            printable(f"the picture {path} cannot be written: {error.strerror or error}")
+        )
     return ""
