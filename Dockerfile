@@ -9,7 +9,7 @@
 #     docker build --tag effad --build-arg TORCH_INDEX=... .
 # The stage serve is a machine that answers over HTTP with a detector of yours (docs/deployment.md):
 #     docker build --target serve --tag effad-serve .
-#     docker run --rm --publish 8000:8000 --volume ./build/runs/my_part:/run:ro effad-serve
+#     docker run --rm --publish 127.0.0.1:8000:8000 --volume ./build/runs/my_part:/detector:ro effad-serve
 
 # .devcontainer/devcontainer.json builds this stage alone and brings the files itself.
 FROM python:3.14-slim AS machine
@@ -30,8 +30,8 @@ RUN python -m venv .venv \
     && .venv/bin/pip install --no-cache-dir --constraint constraints.txt \
     ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} '.[serve]'
 EXPOSE 8000
-# 0.0.0.0: callers come from outside of the container. /run holds a detector.safetensors.
-CMD [".venv/bin/effad", "serve", "/run", "--host", "0.0.0.0"]
+# 0.0.0.0: callers come from outside of the container. /detector holds a detector.safetensors.
+CMD [".venv/bin/effad", "serve", "/detector", "--host", "0.0.0.0"]
 
 FROM machine AS course
 WORKDIR /course

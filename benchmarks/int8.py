@@ -40,9 +40,8 @@ def main() -> None:
 
 def compare(name: str, folder: Path) -> None:
     scenario, detector = open_scenario(name), open_evidence(name).detector()
-    detector.precision, detector.operating_point, detector.pixel_operating_point = (
-        *("float32", None, None),
-    )
+    detector.precision = "float32"
+    detector.operating_point = detector.pixel_operating_point = None
     export(detector, folder / "float.onnx")
     parts = scenario.train, scenario.validation
     options = {"rate": 0.1, "guarantee": "average"}
@@ -68,11 +67,12 @@ def compare(name: str, folder: Path) -> None:
         )
     pixels = np.asarray(scenario.test[0].load().resize((256, 256)))[None]
     image = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
-    core = openvino.Core()
-    runs = {"OpenVINO float32": core.compile_model(folder / "float.onnx", "CPU", int8.EXACT)}
-    runs["OpenVINO, its own choice"] = core.compile_model(folder / "float.onnx", "CPU")
+    core, file = openvino.Core(), folder / "float.onnx"
+    runs = {"OpenVINO float32": core.compile_model(file, "CPU", int8.EXACT)}
+    runs["OpenVINO, its own choice"] = core.compile_model(file, "CPU")
+    runs["INT8"] = core.compile_model(folder / "int8.xml", "CPU", int8.EXACT)
+    runs["INT8, everything"] = core.compile_model(folder / "all.xml", "CPU", int8.EXACT)
     calls = {kind: (lambda run=run: run(pixels)) for kind, run in runs.items()}
-    calls |= {kind: (lambda m=m: m.combined_maps(image)) for kind, m in models.items()}
     ready = prepare(detector, "cpu", "auto")
     calls[f"prepared, {ready.precision}"] = lambda: ready.combined_maps(image)
     seconds = {kind: [] for kind in calls}

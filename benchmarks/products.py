@@ -2,8 +2,8 @@
 
     python -m benchmarks.products solar-mono tray path/to/bottle path/to/transistor
 
-Trains one detector on all of them, with as many iterations as one product has and with that many
-times the number of products; and one detector for each. Quantiles and thresholds are each
+Trains one detector on all products, once with the iterations of one product and once with those of
+all products added up; then one detector for each product. Quantiles and thresholds are each
 product's own. Thresholds are to call one normal image in ten anomalous, on average.
 """
 

@@ -7,12 +7,13 @@ of the parts tray. Everyone asks again as soon as the answer is there.
 """
 
 import argparse
+import socket
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,45 +24,50 @@ from effad_core.evaluation.timing import machine
 import numpy as np
 import torch
 
-PORT = 8765
-ADDRESS = f"http://127.0.0.1:{PORT}"
 ASKING = (1, 2, 8)  # at once
+KIND = {"Content-Type": "multipart/form-data; boundary=x"}
 
 
-def ask(data: bytes) -> None:
-    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
-    kind = {"Content-Type": "multipart/form-data; boundary=x"}
-    request = urllib.request.Request(f"{ADDRESS}/predict", head + data + b"\r\n--x--\r\n", kind)
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        answer.read()
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
-def wait_for_the_server(server: subprocess.Popen) -> None:
+def wait_for(server: subprocess.Popen, port: int) -> None:
     while server.poll() is None:
         try:
-            urllib.request.urlopen(f"{ADDRESS}/health", timeout=5).close()
+            with closing(HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+                connection.request("GET", "/health")
+                connection.getresponse().read()
             return
-        except urllib.error.URLError:
+        except OSError:
             time.sleep(0.2)
     sys.exit("the server did not start")
 
 
-def load(data: bytes, people: int, seconds: float) -> tuple[list[float], float]:
-    """The latencies of all answers, and answers per second."""
-    latencies, end = [], time.perf_counter() + seconds
-
-    def person() -> None:
+def person(port: int, data: bytes, end: float) -> list[float]:
+    """Asks again and again, over one connection; returns the latencies."""
+    head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
+    latencies = []
+    with closing(HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
         while time.perf_counter() < end:
             start = time.perf_counter()
-            ask(data)
+            connection.request("POST", "/predict", head + data + b"\r\n--x--\r\n", KIND)
+            answer = connection.getresponse()
+            said = answer.read()
+            if answer.status != 200:
+                raise RuntimeError(said.decode())
             latencies.append(time.perf_counter() - start)
+    return latencies
 
+
+def load(port: int, data: bytes, people: int, seconds: float) -> tuple[list[float], float]:
+    """The latencies of all answers, and answers per second."""
     start = time.perf_counter()
-    threads = [threading.Thread(target=person) for _ in range(people)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(people) as pool:
+        asking = [pool.submit(person, port, data, start + seconds) for _ in range(people)]
+        latencies = [latency for one in asking for latency in one.result()]
     return latencies, len(latencies) / (time.perf_counter() - start)
 
 
@@ -83,14 +89,15 @@ def main() -> None:
             times.append(time.perf_counter() - start)
         print(machine(torch.device("cpu")), ready.precision, sep=", ")
         print(f"predict, without a server: {1000 * np.median(times):.0f} ms an image")
-        command = [sys.executable, "-m", "effad_core", "serve", path, "--port", str(PORT)]
+        port = free_port()
+        command = [sys.executable, "-m", "effad_core", "serve", path, "--port", str(port)]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         server = subprocess.Popen([*command, "--device", "cpu"], **quiet)
         try:
-            wait_for_the_server(server)
-            load(image.read_bytes(), 1, 2)  # warms up
+            wait_for(server, port)
+            load(port, image.read_bytes(), 1, 2)  # warms up
             for people in ASKING:
-                found, rate = load(image.read_bytes(), people, args.seconds)
+                found, rate = load(port, image.read_bytes(), people, args.seconds)
                 low, high = 1000 * np.quantile(found, (0.5, 0.95))
                 print(
                     f"{people} at once: median {low:.0f} ms, 95 % within {high:.0f} ms, "

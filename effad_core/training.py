@@ -20,6 +20,7 @@ from effad_core.acceleration.threads import usable_processors
 from effad_core.datasets import (
     PretrainingImages,
     ResizedImages,
+    Sample,
     Scenario,
     open_pretraining,
 )
@@ -112,7 +113,7 @@ def train(
     for sample in scenario.validation if detector.tiles or detector.region else ():
         for part in filter(None, (detector.tiles, detector.region)):
             part.check_image(sample.load().size, sample.path)
-    training_images = _training_images(detector, scenario, schedule, seed)
+    training_images = open_training_images(detector, scenario.train, schedule, seed)
     found = inventory(sample.path for sample in (*scenario.train, *scenario.validation))
     count = len(scenario.train)
     images = {"training": found[:count], "validation": found[count:]}
@@ -264,7 +265,7 @@ def train(
             run.after(step + 1)
         detector.eval()
         detector.precision = precision
-        find_map_numbers(detector, scenario, schedule, training_images)
+        find_map_numbers(detector, training_images, validation_images, schedule.divide_cells)
         if run.folder is not None:
             detector.save(run.folder / DETECTOR)  # Algorithm 1, line 61
         return row
@@ -272,9 +273,9 @@ def train(
 
 def find_map_numbers(
     detector: EfficientAD,
-    scenario: Scenario,
-    schedule: Schedule,
-    training_images: ResizedImages | None = None,
+    training_images: ResizedImages,
+    validation_images: ResizedImages,
+    divide_cells: bool,
 ) -> None:
     """Set what is found on images once the networks are trained: means of cells, and quantiles.
 
@@ -282,21 +283,19 @@ def find_map_numbers(
 
     Args:
         detector: its networks are trained.
-        scenario: whose training images give the means, and whose validation images the quantiles.
-        schedule: of the training; it says whether cells are divided by their means.
-        training_images: those of the scenario, if they are open already.
+        training_images: give the means of the cells.
+        validation_images: give the quantiles.
+        divide_cells: whether cells are divided by their means, as the training's schedule says.
 
     Raises:
         DataError, ValueError: as `train`.
     """
-    if schedule.divide_cells:
-        images = training_images or _training_images(detector, scenario, schedule, 0)
-        detector.find_cell_means(images.batches(8, most=CELL_IMAGES))
+    if divide_cells:
+        detector.find_cell_means(training_images.batches(8, most=CELL_IMAGES))
     if detector.tiles is None:
-        validation = ResizedImages(scenario.validation, detector.image_size)
-        detector.find_quantiles(validation.batches(8), len(validation))
+        detector.find_quantiles(validation_images.batches(8), len(validation_images))
     else:
-        detector.find_tile_quantiles([sample.path for sample in scenario.validation])
+        detector.find_tile_quantiles([sample.path for sample in validation_images.samples])
 
 
 def _take_over(detector: EfficientAD, start: EfficientAD) -> None:
@@ -316,15 +315,22 @@ def _take_over(detector: EfficientAD, start: EfficientAD) -> None:
     detector.autoencoder.load_state_dict(start.autoencoder.state_dict())
 
 
-def _training_images(
-    detector: EfficientAD, scenario: Scenario, schedule: Schedule, seed: int
+def open_training_images(
+    detector: EfficientAD, samples: Sequence[Sample], schedule: Schedule, seed: int
 ) -> ResizedImages:
-    """The whole training images at the detector's size; with tiles, crops from anywhere in them."""
+    """The whole images at the detector's size; with tiles, crops from anywhere in them.
+
+    Args:
+        detector: whose size, tiles and region.
+        samples: training images.
+        schedule: its iterations say how many crops are cut.
+        seed: of the crops' places.
+    """
     if detector.tiles is None:
-        return ResizedImages(scenario.train, detector.image_size)
-    count = min(max(FEWEST_CROPS, schedule.iterations, len(scenario.train)), MOST_CROPS)
+        return ResizedImages(samples, detector.image_size)
+    count = min(max(FEWEST_CROPS, schedule.iterations, len(samples)), MOST_CROPS)
     size, region = detector.image_size, detector.region
-    return Crops(scenario.train, size, detector.tiles, count, seed, region, detector.padding)
+    return Crops(samples, size, detector.tiles, count, seed, region, detector.padding)
 
 
 def _region_cells(detector: EfficientAD, images: ResizedImages, index: int) -> Tensor | None:

@@ -26,7 +26,7 @@ def program(tmp_path_factory):
     if not shutil.which("g++") or not Path("/usr/include/stb/stb_image.h").exists():
         pytest.skip("this machine has no C++ compiler, or no stb_image.h (Debian: libstb-dev)")
     (folder / "verdict.cpp").write_text(code, encoding="utf-8")
-    subprocess.run(f"OV={OPENVINO}; {command}", shell=True, check=True, cwd=folder)
+    subprocess.run(f"OV='{OPENVINO}'; {command}", shell=True, check=True, cwd=folder)
     return folder / "verdict"
 
 

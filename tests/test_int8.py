@@ -87,6 +87,14 @@ def test_the_command(written, drawn, tmp_path, capsys):
     said = capsys.readouterr().out
     point = OpenVinoDetector(tmp_path / "i.xml").operating_point
     assert f"images: {point}\n" in said and point.images == 1
+    assert "trained on none of the 1 validation images of part" in said
+    for wrong, words in (
+        (command[:2], "a .xml file holds an INT8 model: give --int8"),
+        ([command[0], "d.onnx", "--rate", "0.1"], "--rate and --guarantee belong to --int8"),
+    ):
+        with pytest.raises(SystemExit):
+            exporting.main(wrong)
+        assert words in capsys.readouterr().err
 
 
 def test_what_cannot_be_made_or_read(written, solar, tmp_path, monkeypatch, refusal):

@@ -34,8 +34,10 @@ def test_together_has_the_images_of_all_and_tests_none(products):
     for split in ("train", "validation"):
         paths = [sample.path for sample in getattr(whole, split)]
         assert paths == [s.path for product in products for s in getattr(product, split)]
-    with pytest.raises(DataError, match="two products are called dark: give their folders names"):
-        together([products[1], replace(products[0], name="dark")])
+    with pytest.raises(
+        DataError, match="two products are called dark: give their folders other names"
+    ):
+        together([products[1], replace(products[0], name="Dark")])
     shared = replace(products[1], name="x", validation=products[0].train[:1])
     with pytest.raises(DataError, match="keep it in one of them"):
         together([products[0], shared])
@@ -46,6 +48,7 @@ def test_each_product_has_the_numbers_that_its_own_images_give(narrow, products,
     schedule = Schedule.smoke(precision="float32")
     ad = narrow()
     train(ad, together(products), schedule, pretraining, device="cpu")
+    ad.threshold = 0.5
     before = {name: value.clone() for name, value in ad.state_dict().items()}
     own = [for_product(ad, product, schedule) for product in products]
     for name, value in ad.state_dict().items():
@@ -64,6 +67,26 @@ def test_each_product_has_the_numbers_that_its_own_images_give(narrow, products,
         expected = np.quantile(np.stack(maps), (0.9, 0.995))
         np.testing.assert_allclose(one.quantiles[:2], expected, rtol=1e-4)
         assert one.card["product"] == product.name and one.threshold is None
+
+
+def test_sixteen_bits_have_one_white(narrow, products, pretraining, tmp_path, monkeypatch):
+    """The darker product alone would have another white, and quantiles of other images."""
+    deep, schedule = [], Schedule.smoke(precision="float32")
+    for product, factor in zip(products, (60, 15), strict=True):
+        samples = []
+        for sample in (*product.train, *product.validation):
+            path = tmp_path / f"{product.name}-{sample.path.name}"
+            values = np.asarray(Image.open(sample.path).convert("L"), np.uint16) * factor
+            Image.fromarray(values).save(path)
+            samples.append(Sample(path, 0, "good"))
+        deep.append(Scenario(product.name, tuple(samples[:4]), tuple(samples[4:]), (), "d", "CC0"))
+    assert deep[0].full_scale != deep[1].full_scale
+    ad = narrow()
+    train(ad, together(deep), schedule, pretraining, device="cpu")
+    own = for_product(ad, deep[1], schedule)
+    assert own.full_scale == deep[0].full_scale
+    maps = [own.predict(sample.path).st_map for sample in deep[1].validation]
+    assert np.quantile(np.stack(maps), 0.9) == pytest.approx(0, abs=0.02)  # q_a, as it predicts
 
 
 def test_a_file_for_each_product_and_one_for_all(narrow, products, tmp_path, monkeypatch):
@@ -101,3 +124,8 @@ def test_the_command(narrow, products, tmp_path, monkeypatch, capsys, refusal):
         assert str(EfficientAD.load(path).operating_point) in said
     twice = refusal(train_main, "bright", tmp_path / "bright", *options)
     assert "two products are called bright" in twice
+    for product in products:  # folders that are all called "good" have their parents' names
+        (tmp_path / "parts" / product.name).mkdir(parents=True)
+        (tmp_path / product.name).rename(tmp_path / "parts" / product.name / "good")
+    train_main([*map(str, ("parts/bright/good", "parts/dark/good", *options[:-1], "run2"))])
+    assert (tmp_path / "run2/dark-good/detector.safetensors").is_file()

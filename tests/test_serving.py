@@ -85,10 +85,12 @@ def test_a_folder_below_the_one_given(prepared, drawn, tmp_path):
     assert [row["score"] for row in rows[:2]] == [prepared.predict(p).score for p in drawn[:2]]
     assert "is empty" in rows[2]["error"] and "score" not in rows[2]
     assert len(client.get("/folder").json()) == 3
-    for path in ("..", "/", "../secret.png"):
+    for path in ("..", "/", "../secret.png", "today/../..", "c:\\", "\\\\host\\share", "a\0b"):
         assert client.get("/folder", params={"path": path}).status_code == 403
     answer = client.get("/folder", params={"path": "none"})
-    assert answer.status_code == 422 and "holds no image" in answer.json()["detail"]
+    said = answer.json()["detail"]
+    assert answer.status_code == 422 and "--images/none holds no image" in said
+    assert str(tmp_path) not in said + rows[2]["error"]
     closed = TestClient(server(prepared)).get("/folder")
     assert closed.status_code == 403 and "without --images" in closed.json()["detail"]
 
@@ -104,9 +106,60 @@ def test_what_is_no_image_is_one_sentence(prepared, drawn, monkeypatch):
         said = answer.json()["detail"]
         assert answer.status_code == 422 and words in said and "/tmp" not in said
     assert client.post("/predict").status_code == 422
-    monkeypatch.setattr("effad_core.deployment.serving.MOST_BYTES", 1000)
-    assert client.post("/predict", files=sent(drawn[0])).status_code == 413
     assert client.get("/health").status_code == 200
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(prepared, drawn, monkeypatch):
+    monkeypatch.setattr("effad_core.deployment.serving.MOST_BYTES", 1000)
+    monkeypatch.setattr("effad_core.deployment.serving.HEAD_BYTES", 0)
+    client, read = TestClient(server(prepared)), []
+
+    def chunks():
+        for _ in range(3):
+            read.append(1)
+            yield b"x"
+
+    assert client.post("/predict", files=sent(drawn[0])).status_code == 413
+    assert client.post("/predict", content=chunks()).status_code == 411  # no length is said
+
+
+def test_what_the_detector_cannot_compute_is_one_sentence(narrow, drawn):
+    broken = narrow()
+    broken.student[-1].weight.data[:] = np.inf
+    client = TestClient(server(broken), raise_server_exceptions=False)
+    answer = client.post("/predict", files=sent(drawn[0]))
+    assert answer.status_code == 500
+    assert "This cannot be judged: the anomaly map of" in answer.json()["detail"]
+
+
+def test_only_the_hosts_that_were_named_are_answered(prepared):
+    client = TestClient(server(prepared, hosts=("127.0.0.1",)))
+    assert client.get("/health").status_code == 400  # it calls the server "testserver"
+    assert client.get("/health", headers={"host": "127.0.0.1:8000"}).status_code == 200
+
+
+def test_one_image_is_judged_at_a_time(prepared, drawn, monkeypatch):
+    """Networks that compute at the same time would share the memory of all."""
+    computing, most = [], []
+
+    def stream(images):
+        computing.append(1)
+        most.append(len(computing))
+        time.sleep(0.05)
+        computing.pop()
+        yield from type(prepared).stream(prepared, images)
+
+    monkeypatch.setattr(prepared, "stream", stream, raising=False)
+    client = TestClient(server(prepared))
+    asking = [
+        threading.Thread(target=client.post, args=("/predict",), kwargs={"files": sent(path)})
+        for path in drawn[:4]
+    ]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join()
+    assert most == [1, 1, 1, 1]
 
 
 def test_several_ask_at_once(prepared, drawn):
@@ -115,7 +168,9 @@ def test_several_ask_at_once(prepared, drawn):
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)
     thread.start()
+    deadline = time.monotonic() + 60
     while not running.started:
+        assert time.monotonic() < deadline and thread.is_alive()
         time.sleep(0.01)
     port, found = running.servers[0].sockets[0].getsockname()[1], {}
 
@@ -146,12 +201,14 @@ def test_the_command(narrow, tmp_path, refusal, monkeypatch):
     assert "absent does not exist" in refusal(main, tmp_path / "absent")
     detector = narrow()
     detector.save(weights)
-    assert "no/where does not exist" in refusal(main, weights, "--images", "no/where")
+    assert "no/where is no folder" in refusal(main, weights, "--images", "no/where")
+    assert "--port must be 1 to 65535" in refusal(main, weights, "--port", "70000")
     started = {}
     monkeypatch.setattr(uvicorn, "run", lambda app, **where: started.update(where, app=app))
     main([str(weights), "--port", "8123", "--device", "cpu"])
     assert (started["host"], started["port"]) == ("127.0.0.1", 8123)
-    assert TestClient(started["app"]).get("/health").json()["image_size"] == [256, 256]
+    client = TestClient(started["app"], base_url="http://localhost:8123")
+    assert client.get("/health").json()["image_size"] == [256, 256]
 
 
 def test_without_fastapi(narrow, monkeypatch):

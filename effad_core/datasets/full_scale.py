@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -27,6 +28,13 @@ class FullScale:
     def value(self) -> int | None:
         """As `find_full_scale`."""
         return find_full_scale(self.paths, self.name)
+
+
+@dataclass(frozen=True)
+class KnownScale:
+    """The white of some images, where it is known already; None for images of 8 bits."""
+
+    value: int | None
 
 
 def find_full_scale(paths: Iterable[Path], name: str) -> int | None:

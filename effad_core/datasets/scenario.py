@@ -17,7 +17,7 @@ from effad_core.errors import DataError, printable
 import numpy as np
 from PIL import Image
 
-from .full_scale import FullScale
+from .full_scale import FullScale, KnownScale
 from .images import read_image, read_mask, read_mask_values
 
 GOOD = "good"
@@ -72,7 +72,7 @@ class Sample:
     anomaly_type: str
     mask_paths: tuple[Path, ...] = ()
     defect_kinds: tuple[DefectKind, ...] = ()
-    full_scale: FullScale | None = field(default=None, compare=False, repr=False)
+    full_scale: FullScale | KnownScale | None = field(default=None, compare=False, repr=False)
 
     def load(self) -> Image.Image:
         """Read the image as 8-bit RGB (see `read_image`)."""

@@ -8,7 +8,7 @@ from effad_core.datasets import (
 )
 from effad_core.deployment.int8 import export_int8
 from effad_core.deployment.onnx import export
-from effad_core.deployment.rates import add_rate, feasible_rate
+from effad_core.deployment.rates import RATE, add_rate, feasible_rate
 from effad_core.detector import EfficientAD
 from effad_core.errors import command_errors
 from effad_core.storage.files import as_path
@@ -33,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add_rate(parser)
     args = parser.parse_args(arguments)
+    if args.int8 is None and args.output.suffix == ".xml":
+        parser.error("a .xml file holds an INT8 model: give --int8 FOLDER")
+    if args.int8 is None and (args.rate, args.guarantee) != (RATE, "confident"):
+        parser.error("--rate and --guarantee belong to --int8: an ONNX file keeps its thresholds")
     with command_errors("nothing was written"):
         detector = EfficientAD.load(args.detector, "cpu")
         if args.int8 is None:
@@ -44,4 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             found = export_int8(detector, *parts, args.output, rate, args.guarantee)
             print(f"images: {found.operating_point}")
             print(f"pixels: {found.pixel_operating_point}")
+            print(
+                f"this holds if the detector was trained on none of the {len(scenario.validation)} "
+                f"validation images of {scenario.name}"
+            )
     print(f"written to {args.output}")

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from effad_core.datasets import Sample
+from effad_core.datasets import Sample, evenly, read_image
 from effad_core.deployment.inspection import fit_thresholds
 from effad_core.deployment.onnx import export, metadata
 from effad_core.deployment.prepared import InferenceGraph
@@ -116,18 +116,22 @@ def export_int8(
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # OpenVINO may hold its files
         export(plain, Path(folder, "detector.onnx"))
         model = openvino.Core().read_model(Path(folder, "detector.onnx"))
-        count = min(len(calibration), CALIBRATION_IMAGES)
-        images = nncf.Dataset(calibration[:count], lambda s: np.asarray(s.load())[None])
+        chosen = evenly(calibration, CALIBRATION_IMAGES)
+        white = detector.full_scale
+        images = nncf.Dataset(chosen, lambda s: np.asarray(read_image(s.path, white))[None])
         ignored = nncf.IgnoredScope(names=_all_but_inner(detector, model), validate=False)
         nncf.set_log_level(logging.ERROR)
         with redirect_stdout(sys.stderr):  # its progress is no output of ours
-            model = nncf.quantize(model, images, subset_size=count, ignored_scope=ignored)
+            model = nncf.quantize(model, images, subset_size=len(chosen), ignored_scope=ignored)
         _save(openvino, model, metadata(plain), Path(folder, "model.xml"))
         found = OpenVinoDetector(Path(folder, "model.xml"))
         fit_thresholds(found, validation, rate, guarantee=guarantee, device="cpu")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _save(openvino, model, metadata(found), path)
+            with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as beside:
+                _save(openvino, model, metadata(found), Path(beside, path.name))
+                for written in (path.with_suffix(".bin"), path):
+                    os.replace(Path(beside, written.name), written)
         except (OSError, RuntimeError) as error:
             raise RunError(f"{path} cannot be written: {one_line(error)}") from None
     return found
@@ -158,7 +162,10 @@ def _all_but_inner(detector: EfficientAD, model: Any) -> list[str]:
         else:
             names.append(node.get_friendly_name())
     if found != len(inner):
-        raise RuntimeError(f"{found} of {len(inner)} convolutions were found in the ONNX file")
+        raise RunError(
+            f"{found} of {len(inner)} convolutions were found in the ONNX file: install the "
+            "versions of onnx and openvino that constraints.txt names"
+        )
     return names
 
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,7 @@ def train_products(
 
     Args:
         scenarios: the products.
-        schedule: of the one training: for several products of one kind as long as for one, for
-            others longer.
+        schedule: of the one training (`benchmarks/products.py` measures how long it should be).
         run_dir: receives the run, whose detector has one threshold for all, and for each product
             NAME/detector.safetensors with the product's.
         rate, guarantee, options: as in `train_folder`.
@@ -171,10 +171,11 @@ def train_main(arguments: Sequence[str] | None = None) -> None:
             region = region or begin.region
         scenarios = [open_scenario(source) for source in args.images]
         scenarios = scenarios or [open_scenario(**given(args))]
-        if len(scenarios) > 1:
-            together(scenarios)  # refuses what does not go together
         sources = args.images or [None]
         names = [_run_name(one, s.name) for one, s in zip(sources, scenarios, strict=True)]
+        if len(scenarios) > 1:
+            scenarios = [replace(s, name=n) for s, n in zip(scenarios, names, strict=True)]
+            together(scenarios)  # refuses what does not go together
         own = f"{'+'.join(names)}-{args.profile}-{size}"
         own += f"-seed{args.seed}{resolution_name(resolution)}"
         own += ("-region" if region else "") + ("-continued" if begin else "")

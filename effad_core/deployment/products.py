@@ -2,19 +2,21 @@
 
     effad train path/to/bolts path/to/nuts path/to/washers
 
-The networks learn all products together. What is found on images afterwards, the means of the
-cells, the quantiles and the thresholds, is found for each product alone, or the product that is
-hardest to predict would set everyone's. Each product has a file, which `effad predict` takes.
+The networks learn all products together. The means of the cells, the quantiles and the thresholds
+are then found for each product alone; otherwise the product that is hardest to predict would set
+those of all. Each product has a file, which `effad predict` takes.
 """
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
-from effad_core.datasets import Scenario
+from effad_core.datasets import ResizedImages, Scenario
+from effad_core.datasets.full_scale import KnownScale
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError
 from effad_core.schedule import Schedule
-from effad_core.training import find_map_numbers
+from effad_core.training import find_map_numbers, open_training_images
 
 
 def together(scenarios: Sequence[Scenario]) -> Scenario:
@@ -35,10 +37,9 @@ def together(scenarios: Sequence[Scenario]) -> Scenario:
         ('tray+again', True)
     """
     names = [scenario.name for scenario in scenarios]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise DataError(
-            f"two products are called {min(twice)}: give their folders names of their own"
-        )
+    alike = [name.casefold() for name in names]  # some systems' folders
+    if twice := [name for name in names if alike.count(name.casefold()) > 1]:
+        raise DataError(f"two products are called {twice[0]}: give their folders other names")
     return Scenario(
         "+".join(names),
         tuple(sample for scenario in scenarios for sample in scenario.train),
@@ -58,13 +59,19 @@ def for_product(detector: EfficientAD, scenario: Scenario, schedule: Schedule) -
         schedule: of the training; it says whether cells are divided by their means.
 
     Returns:
-        It has no thresholds yet: `fit_thresholds` finds them.
+        It has no thresholds: `fit_thresholds` finds them.
 
     Raises:
         DataError, ValueError: as `train`.
     """
-    own = copy.deepcopy(detector)
+    own, white = copy.deepcopy(detector), KnownScale(detector.full_scale)
+    train, validation = (  # as the detector reads images, whose white is that of all products
+        [replace(sample, full_scale=white) for sample in samples]
+        for samples in (scenario.train, scenario.validation)
+    )
     own.cell_means.fill_(1)
-    find_map_numbers(own, scenario, schedule)
+    training_images = open_training_images(own, train, schedule, 0)
+    validation_images = ResizedImages(validation, own.image_size)
+    find_map_numbers(own, training_images, validation_images, schedule.divide_cells)
     own.card["product"] = scenario.name
     return own

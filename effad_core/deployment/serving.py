@@ -11,66 +11,94 @@
 
 import argparse
 import io
+import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Annotated, Any
 
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import list_images
-from effad_core.datasets.decoding import missing
 from effad_core.datasets.formats import SUFFIXES
 from effad_core.deployment.overlays import bounding_boxes, overlay
 from effad_core.deployment.prepared import PreparedDetector, prepare
-from effad_core.deployment.verdicts import UNKNOWN_SCALE
+from effad_core.deployment.verdicts import UNKNOWN_SCALE, table_cell
 from effad_core.detector import EfficientAD
-from effad_core.errors import DataError, RunError, command_errors, not_installed
+from effad_core.errors import DataError, RunError, command_errors, not_installed, printable
 from effad_core.prediction import Prediction
 from effad_core.storage.files import as_path
 from effad_core.thresholds import OperatingPoint
 
 from PIL import Image
 
+LOCAL = ("127.0.0.1", "localhost")
 MOST_BYTES = 64 * 2**20  # of one image's file
+HEAD_BYTES = 2**16  # of a request, around the file
 MOST_IMAGES = 1000  # of a folder, in one answer
 
 
-def server(detector: PreparedDetector, images: Path | None = None) -> Any:
+def server(
+    detector: PreparedDetector, images: Path | None = None, hosts: Sequence[str] = ("*",)
+) -> Any:
     """The web application, a `fastapi.FastAPI`; `effad serve` runs it, and so does any ASGI server.
 
     Args:
         detector: prepared. It judges one image at a time; others wait.
         images: folders below this one may be judged where they lie; None: none may.
+        hosts: names by which callers may call this machine, without the port; "*" is any.
 
     Raises:
         RunError: if FastAPI is not installed.
     """
     try:
-        from fastapi import FastAPI, File, HTTPException, Response, UploadFile
-    except ModuleNotFoundError:
-        raise RunError(not_installed("effad serve", "fastapi", "serve")) from None
+        import python_multipart  # noqa: F401  FastAPI reads uploads with it
+        from fastapi import FastAPI, File, HTTPException, Request, Response, UploadFile
+        from fastapi.responses import JSONResponse
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+    except ImportError as error:
+        raise RunError(not_installed("effad serve", error.name or "fastapi", "serve")) from None
     app = FastAPI(title="EfficientAD", description="Finds anomalies in images.")
+    # or a web page could let this machine's browser ask, by a name of its own
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     one_at_a_time = Lock()
     Upload = Annotated[UploadFile, File(description="an image file, as effad predict reads it")]
 
-    def judged(upload: UploadFile) -> tuple[Image.Image, Prediction]:
-        data = upload.file.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise HTTPException(413, f"The image has more than {MOST_BYTES >> 20} MiB: send less.")
+    @app.middleware("http")
+    async def refuse_large(request: Request, call_next):
+        """Before the body is read: it would be written to a disk first."""
+        length = request.headers.get("content-length", "")
+        if request.method == "POST" and not length.isdecimal():
+            return JSONResponse({"detail": "Send the image's Content-Length."}, 411)
+        if length.isdecimal() and int(length) > MOST_BYTES + HEAD_BYTES:
+            said = f"The image has more than {MOST_BYTES >> 20} MiB: send less."
+            return JSONResponse({"detail": said}, 413)
+        return await call_next(request)
+
+    @app.exception_handler(ValueError)
+    @app.exception_handler(OSError)
+    def cannot(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": f"This cannot be judged: {printable(str(error))}"}, 500)
+
+    @contextmanager
+    def judged(upload: UploadFile) -> Iterator[tuple[Image.Image, Prediction]]:
+        """The image and its prediction, while nobody else's is computed."""
         suffix = Path(upload.filename or "").suffix
         with TemporaryDirectory() as folder:  # as from a disk: 16 bits and all
             path = Path(folder, f"image{suffix if suffix.lower() in SUFFIXES else ''}")
-            path.write_bytes(data)
-            try:
-                with one_at_a_time:
-                    return next(detector.stream([path]))
-            except DataError as error:
-                said = str(error).replace(str(path), upload.filename or "sent")
-                raise HTTPException(422, said) from None
+            with path.open("wb") as file:
+                shutil.copyfileobj(upload.file, file)
+            with one_at_a_time:
+                try:
+                    found = next(detector.stream([path]))
+                except DataError as error:
+                    said = str(error).replace(str(path), upload.filename or "sent")
+                    raise HTTPException(422, said) from None
+                yield found
 
     @app.get("/health")
-    def health() -> dict[str, Any]:
+    async def health() -> dict[str, Any]:
         """Which detector answers here, and what its thresholds promise."""
         return {
             "image_size": list(detector.image_size),
@@ -83,16 +111,17 @@ def server(detector: PreparedDetector, images: Path | None = None) -> Any:
     @app.post("/predict")
     def predict(image: Upload) -> dict[str, Any]:
         """Judge one image."""
-        return verdict(judged(image)[1])
+        with judged(image) as (_, prediction):
+            return verdict(prediction)
 
     @app.post("/overlay", response_class=Response, responses={200: {"content": {"image/png": {}}}})
     def picture(image: Upload) -> Response:
         """The image under its anomaly map, as PNG."""
-        shown, prediction = judged(image)
-        limit = prediction.pixel_threshold
-        scale = 2 * limit if limit is not None and limit > 0 else UNKNOWN_SCALE
         file = io.BytesIO()
-        overlay(shown, prediction.map, scale, limit).save(file, "PNG", compress_level=1)
+        with judged(image) as (shown, prediction):
+            limit = prediction.pixel_threshold
+            scale = 2 * limit if limit is not None and limit > 0 else UNKNOWN_SCALE
+            overlay(shown, prediction.map, scale, limit).save(file, "PNG", compress_level=1)
         return Response(file.getvalue(), media_type="image/png")
 
     @app.get("/folder")
@@ -100,20 +129,36 @@ def server(detector: PreparedDetector, images: Path | None = None) -> Any:
         """Judge the images of a folder below the one that the server was started with."""
         if images is None:
             raise HTTPException(403, "The server was started without --images: send the image.")
-        place = (images / path).resolve()
-        if not place.is_relative_to(images.resolve()):
+        place = _below(images, path)
+        if place is None:
             raise HTTPException(403, "This is no folder below that of --images.")
         try:
             paths = list_images(place, recursive=True)
         except DataError as error:
-            raise HTTPException(422, str(error)) from None
+            raise HTTPException(422, _without(images, str(error))) from None
         if len(paths) > MOST_IMAGES:
             raise HTTPException(
                 422, f"{len(paths)} images are more than {MOST_IMAGES}: use effad predict."
             )
-        return list(_rows(detector, place, paths, one_at_a_time))
+        return list(_rows(detector, images.resolve(), place, paths, one_at_a_time))
 
     return app
+
+
+def _below(folder: Path, path: str) -> Path | None:
+    """A folder below `folder`, links followed; None for one that is elsewhere."""
+    parts = PureWindowsPath(path)  # knows both kinds of slashes, and drives
+    if parts.anchor or ".." in parts.parts or "\0" in path:  # before the system is asked
+        return None
+    place = folder.joinpath(*parts.parts).resolve()
+    return place if place.is_relative_to(folder.resolve()) else None
+
+
+def _without(folder: Path, message: str) -> str:
+    """An error message that does not tell where the folder lies."""
+    for root in (folder.resolve(), folder):
+        message = message.replace(str(root), "--images")
+    return message
 
 
 def _described(point: OperatingPoint | None) -> dict[str, Any] | None:
@@ -121,18 +166,21 @@ def _described(point: OperatingPoint | None) -> dict[str, Any] | None:
 
 
 def _rows(
-    detector: PreparedDetector, folder: Path, paths: Sequence[Path], lock: Lock
+    detector: PreparedDetector, root: Path, folder: Path, paths: Sequence[Path], lock: Lock
 ) -> Iterator[dict[str, Any]]:
     """One image at a time, so that others who ask meanwhile do not wait for the whole folder."""
     for path in paths:
+        name = table_cell(path.relative_to(folder).as_posix())
         with lock:
             image, prediction = next(detector.stream([path], keep_going=True))
-        row = {"image": path.relative_to(folder).as_posix()}
-        yield row | ({"error": str(image)} if prediction is None else verdict(prediction))
+            if prediction is None:
+                yield {"image": name, "error": table_cell(_without(root, str(image)))}
+            else:
+                yield {"image": name} | verdict(prediction)
 
 
 def verdict(prediction: Prediction) -> dict[str, Any]:
-    """A prediction as JSON: the columns of `inspect_images`, and boxes.
+    """Score, threshold, verdict, unit score, size and boxes, as JSON.
 
     Without a threshold is_anomalous and unit_score are None, without a pixel threshold the boxes.
     """
@@ -163,11 +211,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
     with command_errors("the server has ended"):
-        if args.images is not None and (why := missing(args.images)):
-            raise DataError(f"The folder {args.images} {why}: name an existing one.")
-        app = server(
-            prepare(EfficientAD.load(args.detector, args.device), args.device), args.images
-        )
+        if not 0 < args.port < 65536:
+            raise ValueError(f"--port must be 1 to 65535, not {args.port}")
+        if args.images is not None and not args.images.is_dir():
+            raise DataError(f"{args.images} is no folder: name an existing one.")
+        here = args.host in LOCAL
+        prepared = prepare(EfficientAD.load(args.detector, args.device), args.device)
+        app = server(prepared, args.images, LOCAL if here else ("*",))
         try:
             import uvicorn
         except ModuleNotFoundError:
