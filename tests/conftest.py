@@ -5,7 +5,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from effad_core import EfficientAD, PatchDescriptionNetwork, detector
+from effad_core import EfficientAD, OperatingPoint, PatchDescriptionNetwork, detector
 from effad_core.datasets import PretrainingImages, Sample, Scenario
 
 import numpy as np
@@ -89,6 +89,16 @@ def drawn(tmp_path_factory):
     """Paths of eight drawn images."""
     folder = tmp_path_factory.mktemp("drawn")
     return [draw(folder / f"{seed}.png", seed) for seed in range(8)]
+
+
+@pytest.fixture
+def judging(narrow, drawn):
+    """A detector whose thresholds lie between the scores of the drawn images."""
+    made = narrow()
+    scores = sorted(p.score for p in made.predict(drawn))
+    made.operating_point = OperatingPoint((scores[3] + scores[4]) / 2, "labels-f1", 9)
+    made.pixel_operating_point = OperatingPoint(scores[3], "labels-f1", 9)
+    return made
 
 
 @pytest.fixture(scope="session")

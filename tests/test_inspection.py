@@ -29,15 +29,6 @@ def detector(narrow):
     return made
 
 
-@pytest.fixture
-def judging(detector, drawn):
-    """The detector with a threshold that lies between the scores of the drawn images."""
-    scores = sorted(p.score for p in detector.predict(drawn))
-    detector.operating_point = point((scores[3] + scores[4]) / 2)
-    detector.pixel_operating_point = point(scores[3])
-    return detector
-
-
 def rows(folder):
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -6,7 +6,7 @@ import threading
 import time
 import urllib.request
 
-from effad_core import OperatingPoint, RunError, prepare
+from effad_core import RunError, prepare
 from effad_core.deployment.overlays import bounding_boxes, overlay
 from effad_core.deployment.serving import main, server
 
@@ -18,13 +18,8 @@ from PIL import Image
 
 
 @pytest.fixture
-def prepared(narrow, drawn):
-    """Its threshold lies between the scores of the drawn images."""
-    made = narrow()
-    scores = sorted(p.score for p in made.predict(drawn))
-    made.operating_point = OperatingPoint((scores[3] + scores[4]) / 2, "labels-f1", 9)
-    made.pixel_operating_point = OperatingPoint(scores[3], "labels-f1", 9)
-    return prepare(made, "cpu")
+def prepared(judging):
+    return prepare(judging, "cpu")
 
 
 def sent(path):

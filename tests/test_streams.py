@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from effad_core import DataError, OperatingPoint, RunError, prepare
+from effad_core import DataError, RunError, prepare
 from effad_core.deployment import streams
 from effad_core.deployment.inspection import main
 from effad_core.deployment.streams import (
@@ -25,16 +25,6 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-
-
-@pytest.fixture
-def judging(narrow, drawn):
-    """A detector whose threshold lies between the scores of the drawn images."""
-    made = narrow()
-    scores = sorted(p.score for p in made.predict(drawn))
-    made.operating_point = OperatingPoint((scores[3] + scores[4]) / 2, "labels-f1", 9)
-    made.pixel_operating_point = OperatingPoint(scores[3], "labels-f1", 9)
-    return made
 
 
 def rows(folder):

@@ -1,7 +1,7 @@
 """The command `effad train`: from a folder of good images to a detector with a threshold.
 
     effad train path/to/my_part
-    effad train path/to/bolts path/to/nuts      # several products, one training
+    effad train path/to/part_a path/to/part_b      # several products, one training
 
 Notebook 10 goes the same way by hand.
 """

@@ -1,10 +1,11 @@
 """Several products in one detector: one training, and for each product numbers of its own.
 
-    effad train path/to/bolts path/to/nuts path/to/washers
+    effad train path/to/part_a path/to/part_b path/to/part_c
 
 The networks learn all products together. The means of the cells, the quantiles and the thresholds
 are then found for each product alone; otherwise the product that is hardest to predict would set
-those of all. Each product has a file, which `effad predict` takes.
+those of all. Each product has a file, which `effad predict` takes. Unlike products are better off
+with a training each: docs/measurements.md has the numbers.
 """
 
 import copy
