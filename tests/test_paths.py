@@ -154,4 +154,6 @@ def test_no_file_tells_of_the_machine(home, narrow, scenario, pretraining):
         "image_size",
         "full_scale",
         "operating_points",
+        "threshold",
+        "pixel_threshold",
     }
