@@ -55,8 +55,8 @@ def server(
     try:
         import python_multipart  # noqa: F401  FastAPI reads uploads with it
         from fastapi import FastAPI, File, HTTPException, Request, Response, UploadFile
-        from fastapi.responses import JSONResponse
         from fastapi.middleware.trustedhost import TrustedHostMiddleware
+        from fastapi.responses import JSONResponse
     except ImportError as error:
         raise RunError(not_installed("effad serve", error.name or "fastapi", "serve")) from None
     app = FastAPI(title="EfficientAD", description="Finds anomalies in images.")
