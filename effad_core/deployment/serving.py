@@ -133,14 +133,16 @@ def server(
         if place is None:
             raise HTTPException(403, "This is no folder below that of --images.")
         try:
-            paths = list_images(place, recursive=True)
+            found = list_images(place, recursive=True)
         except DataError as error:
             raise HTTPException(422, _without(images, str(error))) from None
+        root = images.resolve()
+        paths = [path for path in found if path.resolve().is_relative_to(root)]  # links lead away
         if len(paths) > MOST_IMAGES:
             raise HTTPException(
                 422, f"{len(paths)} images are more than {MOST_IMAGES}: use effad predict."
             )
-        return list(_rows(detector, images.resolve(), place, paths, one_at_a_time))
+        return list(_rows(detector, root, place, paths, one_at_a_time))
 
     return app
 
