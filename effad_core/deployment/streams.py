@@ -126,7 +126,8 @@ def _new_images(
                 image = read_image(path, full_scale)
             except (DataError, OSError) as error:
                 if now - file.since < PATIENCE:
-                    file.next_try = now + (now - file.since)  # 0.2 s, 0.4 s, 0.8 s ...
+                    waited = now - file.since  # 0.2 s, 0.4 s, 0.8 s ...
+                    file.next_try = min(now + waited, file.since + PATIENCE)
                     continue
                 image = error
             if _state(path) != state:  # it was written to meanwhile
