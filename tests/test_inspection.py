@@ -9,7 +9,7 @@ import sys
 from effad_core import DataError, OperatingPoint, Sample
 from effad_core.deployment import inspection, verdicts
 from effad_core.deployment.inspection import fit_thresholds, inspect_images, main
-from effad_core.deployment.overlays import OPACITY, overlay
+from effad_core.deployment.overlays import OPACITY, UNKNOWN_SCALE, overlay
 from effad_core.deployment.verdicts import COLUMNS
 
 import numpy as np
@@ -298,14 +298,14 @@ def test_without_thresholds(narrow, drawn, tmp_path):
         assert empty == {"threshold", "is_anomalous", "anomalous_area", "unit_score", "error"}
     assert (found.anomalous, found.normal, found.unjudged) == (0, 0, 2)
     assert "2 images: 2 scored, 0 unreadable\nthe detector has no threshold" in str(found)
-    assert "no pixel threshold" in str(found) and found.scale == verdicts.UNKNOWN_SCALE
+    assert "no pixel threshold" in str(found) and found.scale == UNKNOWN_SCALE
     half = narrow()
     half.pixel_operating_point = point(0.25)
     found = inspect_images(half, drawn[:2], tmp_path, overlays=False)
     assert all(row["anomalous_area"] and not row["is_anomalous"] for row in rows(tmp_path))
     assert found.scale is None and "colours" not in str(found)
     half.pixel_operating_point = point(-1.0)  # every pixel is above
-    assert inspect_images(half, drawn[:2], tmp_path).scale == verdicts.UNKNOWN_SCALE
+    assert inspect_images(half, drawn[:2], tmp_path).scale == UNKNOWN_SCALE
     assert {row["anomalous_area"] for row in rows(tmp_path)} == {"1.0"}
 
 

@@ -3,9 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from effad_core.datasets import (
-    open_scenario,
-)
+from effad_core.datasets import open_scenario
 from effad_core.deployment.int8 import export_int8
 from effad_core.deployment.onnx import export
 from effad_core.deployment.rates import RATE, add_rate, feasible_rate

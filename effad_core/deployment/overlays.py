@@ -10,6 +10,13 @@ from PIL import Image
 from scipy.ndimage import find_objects, label, maximum_filter, minimum_filter
 
 OPACITY = 0.55  # at the end of the colour scale
+UNKNOWN_SCALE = 0.3  # that end without a pixel threshold above 0: three times q_b
+
+
+def scale_of(pixel_threshold: float | None) -> float:
+    """The end of the colour scale: twice the pixel threshold, so that its upper half is above."""
+    known = pixel_threshold is not None and pixel_threshold > 0
+    return 2 * pixel_threshold if known else UNKNOWN_SCALE
 
 
 def overlay(

@@ -22,9 +22,9 @@ from typing import Annotated, Any
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import list_images
 from effad_core.datasets.formats import SUFFIXES
-from effad_core.deployment.overlays import bounding_boxes, overlay
+from effad_core.deployment.overlays import bounding_boxes, overlay, scale_of
 from effad_core.deployment.prepared import PreparedDetector, prepare
-from effad_core.deployment.verdicts import UNKNOWN_SCALE, table_cell
+from effad_core.deployment.verdicts import table_cell
 from effad_core.detector import EfficientAD
 from effad_core.errors import DataError, RunError, command_errors, not_installed, printable
 from effad_core.prediction import Prediction
@@ -120,8 +120,8 @@ def server(
         file = io.BytesIO()
         with judged(image) as (shown, prediction):
             limit = prediction.pixel_threshold
-            scale = 2 * limit if limit is not None and limit > 0 else UNKNOWN_SCALE
-            overlay(shown, prediction.map, scale, limit).save(file, "PNG", compress_level=1)
+            drawn = overlay(shown, prediction.map, scale_of(limit), limit)
+            drawn.save(file, "PNG", compress_level=1)
         return Response(file.getvalue(), media_type="image/png")
 
     @app.get("/folder")

@@ -1,8 +1,10 @@
 """Verdicts on images as they come: from a folder that grows, a video file, or a camera.
 
-effad predict path/to/detector.safetensors path/to/folder --follow
-effad predict path/to/detector.safetensors line3.mp4
-effad predict path/to/detector.safetensors camera:0
+    effad predict path/to/detector.safetensors path/to/folder --follow
+    effad predict path/to/detector.safetensors line3.mp4
+    effad predict path/to/detector.safetensors camera:0
+
+docs/deployment.md says when to use which.
 """
 
 import os
@@ -30,6 +32,7 @@ from PIL import Image
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 SETTLED = 0.2  # seconds without a change, after which a file is taken for complete
 PATIENCE = 10.0  # seconds after which a file that cannot be read is given up
+LATEST = 10_000  # images whose latencies are kept: a stream may go on for months
 POLL = 0.1  # seconds between two looks into a folder: network drives tell nobody of changes
 
 
@@ -265,7 +268,7 @@ def inspect_stream(
     """
     limit = detector.pixel_threshold
     files = VerdictFiles(as_path(folder), limit, set(pictures), stream=True)
-    latencies, passed, start, ended = [], 0, None, None
+    latencies, passed, start, ended = deque(maxlen=LATEST), 0, None, None
     with files.opened():
         try:
             for frame in frames:
@@ -277,7 +280,7 @@ def inspect_stream(
                 now = time.monotonic()
                 latencies.append(now - frame.since)
                 passed += frame.passed
-                rate = len(latencies) / max(now - start, 1e-9)
+                rate = files.counts.total() / max(now - start, 1e-9)
                 say(_line(frame.name, verdict, prediction, latencies[-1], rate))
         except KeyboardInterrupt:
             say("ended by Ctrl-C")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from effad_core.deployment.overlays import bounding_boxes, overlay
+from effad_core.deployment.overlays import bounding_boxes, overlay, scale_of
 from effad_core.errors import DataError, printable
 from effad_core.prediction import Prediction, Predictor
 from effad_core.storage.files import write_text
@@ -29,7 +29,6 @@ COLUMNS = (
 )
 STREAM_COLUMNS = ("time", *COLUMNS)
 VERDICTS = {True: "anomalous", False: "normal", None: "unjudged"}
-UNKNOWN_SCALE = 0.3  # end of the colour scale without a pixel threshold above 0: three times q_b
 FORMULA = (*"=+-@\t\r\n", *"＝＋－＠")  # a cell that starts so, a spreadsheet may execute
 
 
@@ -123,8 +122,7 @@ class VerdictFiles:
         self.folder, self.pictures, self.stream = folder, pictures, stream
         self.table = folder / (STREAM if stream else PREDICTIONS)
         self._columns = STREAM_COLUMNS if stream else COLUMNS
-        known = pixel_threshold is not None and pixel_threshold > 0
-        self.scale = 2 * pixel_threshold if known else UNKNOWN_SCALE
+        self.scale = scale_of(pixel_threshold)
         self.counts, self.errors = Counter(), []
         self._boxes = {}
 
@@ -139,7 +137,7 @@ class VerdictFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
             begun = _has_rows(self.table, self._columns)
             if not self.stream:
-                _delete_pictures(self.folder, begun)
+                _delete_pictures(self.folder)
             goes_on = self.stream and begun
             mode = "a" if goes_on else "w"
             self._file = self.table.open(mode, newline="", encoding="utf-8")
@@ -290,9 +288,9 @@ def _has_rows(table: Path, columns: tuple[str, ...]) -> bool:
     return header != b""
 
 
-def _delete_pictures(folder: Path, begun: bool) -> None:
+def _delete_pictures(folder: Path) -> None:
     """Delete what an earlier inspection left, and nothing else."""
-    if not begun and not (folder / PREDICTIONS).exists():
+    if not (folder / PREDICTIONS).exists():
         return
     for kind in FOLDERS:
         shutil.rmtree(folder / kind, ignore_errors=True)
