@@ -11,6 +11,7 @@ here, measured beside them; Winograd's way needs fewer multiplications and may p
 """
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +21,7 @@ from effad_core.acceleration.precision import CANDIDATES, measure
 from effad_core.datasets import normalise
 from effad_core.deployment.onnx import export
 from effad_core.deployment.prepared import prepare
-from effad_core.evaluation.costs import count
-from effad_core.evaluation.costs.regression import EfficientAD as Networks
+from effad_core.evaluation.costs import count, efficientad
 from effad_core.evaluation.timing import untrained_detector
 
 import numpy as np
@@ -111,7 +111,7 @@ def main() -> None:
         auto = measured.fastest(CANDIDATES["inference"])
         possible = [name for name in CANDIDATES["inference"] if name in measured.seconds]
         halves = measured.seconds.get("bfloat16", float("inf")) < measured.seconds["float32"]
-        flops = count(lambda size=size: Networks(size), 256)[1]
+        flops = count(partial(efficientad, size), 256)[1]
         built = {"plain, float32": (plain, size)}
         built |= {f"prepared, {name}": (prepared, size, name) for name in possible}
         if find_spec("onnxscript") and find_spec("onnxruntime"):

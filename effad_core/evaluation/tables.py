@@ -66,73 +66,101 @@ def headline(metrics: Metrics) -> dict[str, float]:
     return metrics.get("mean", metrics["all"])
 
 
-def tables(results: Mapping[str, Mapping]) -> str:
+def tables(by_method: Mapping[str, Mapping[str, Mapping]]) -> str:
     """The tables of a benchmark, each metric of the paper's Tables 5 to 10 beside the paper's.
 
     Args:
-        results: by scenario {"dataset": str, "seeds": {seed: metrics}}; scenarios without a
-            finished seed are left out here (they are reported as failed).
+        by_method: of each method by scenario {"dataset": str, "seeds": {seed: metrics}}; scenarios
+            without a finished seed are left out here (they are reported as failed).
     """
-    done = {name: entry for name, entry in results.items() if entry["seeds"]}
+    done = {
+        method: found
+        for method, results in by_method.items()
+        if (found := {name: entry for name, entry in results.items() if entry["seeds"]})
+    }
     if not done:
         return "nothing was measured"
+    entries = [
+        (name, method, results[name])
+        for name in dict.fromkeys(name for results in done.values() for name in results)
+        for method, results in done.items()
+        if name in results
+    ]
     shown = [
         metric
         for metric in COLUMNS
-        if any(metric in headline(m) for e in done.values() for m in e["seeds"].values())
+        if any(metric in headline(m) for *_, e in entries for m in e["seeds"].values())
     ]
-    rows = [["scenario", "seeds", *(COLUMNS[metric] for metric in shown)]]
-    for name, entry in done.items():
+    rows = [["scenario", "method", "seeds", *(COLUMNS[metric] for metric in shown)]]
+    for name, method, entry in entries:
         runs = [headline(metrics) for metrics in entry["seeds"].values()]
-        rows.append([name, str(len(runs)), *(spread(runs, metric) for metric in shown)])
-    parts = ["Mean and standard deviation over seeds", layout(rows)]
-    parts += _structural_and_logical(done)
+        rows.append([name, method, str(len(runs)), *(spread(runs, metric) for metric in shown)])
+    parts = ["Mean and standard deviation over seeds", layout(rows, left=(0, 1))]
+    parts += _structural_and_logical(entries)
     parts += _beside_the_paper(done)
     return "\n\n".join(parts)
 
 
-def _structural_and_logical(done: Mapping[str, Mapping]) -> list[str]:
+def _structural_and_logical(entries: Sequence[tuple[str, str, Mapping]]) -> list[str]:
     """Image AU-ROC of each map on the two kinds of anomalies, as the paper's LOCO tables."""
-    rows = [["scenario", "map", "structural", "logical", "mean"]]
-    for name, entry in done.items():
+    rows = [["scenario", "method", "map", "structural", "logical", "mean"]]
+    for name, method, entry in entries:
         runs = list(entry["seeds"].values())
         if not all("mean" in metrics for metrics in runs):
             continue
         for metric in list(COLUMNS)[:3]:
             groups = [[metrics[group] for metrics in runs] for group in (*KINDS, "mean")]
+            if metric not in groups[0][0]:
+                continue
             title = {"image_auroc": "combined"}.get(metric, COLUMNS[metric])
-            rows.append([name, title, *(spread(group, metric) for group in groups)])
-    return ["Image AU-ROC by kind of anomaly", layout(rows)] if len(rows) > 1 else []
+            rows.append([name, method, title, *(spread(group, metric) for group in groups)])
+    if len(rows) == 1:
+        return []
+    return ["Image AU-ROC by kind of anomaly", layout(rows, left=(0, 1, 2))]
 
 
-def _beside_the_paper(done: Mapping[str, Mapping]) -> list[str]:
-    """A table a metric: means over the paper's datasets, below the ten methods that it reports."""
+def _beside_the_paper(done: Mapping[str, Mapping[str, Mapping]]) -> list[str]:
+    """A table a metric: means over the paper's datasets, below the ten methods that it reports.
+
+    A method that was measured on fewer scenarios than another has a table of its own.
+    """
     parts = []
     for metric, title in PAPER_TABLES.items():
-        scenarios, ours = _by_column(done, metric), dataset_means(done, metric)
-        if not scenarios:
-            continue
-        counts = ", ".join(
-            f"{len(found)} of {len(DATASETS[dataset])} of {dataset}"
-            for dataset, found in scenarios.items()
-        )
-        rows = [["method", *ours]]
-        for method, values in paper_results().items():
-            cells = (f"{values[metric][column] / 100:.3f}" for column in ours)
-            rows.append([f"{method} (paper)", *cells])
-        rows.append(["measured here", *(f"{value:.3f}" for value in ours.values())])
-        parts += [
-            f"The paper's {title}: dataset means (scenarios measured: {counts})",
-            layout(rows),
-        ]
+        alike: dict[str, list[str]] = {}  # methods by the scenarios that they were measured on
+        for method, results in done.items():
+            if names := _names_by_dataset(results, metric):
+                alike.setdefault(repr(names), []).append(method)
+        for methods in alike.values():
+            first = done[methods[0]]
+            counts = ", ".join(
+                f"{len(found)} of {len(DATASETS[dataset])} of {dataset}"
+                for dataset, found in _names_by_dataset(first, metric).items()
+            )
+            columns = list(dataset_means(first, metric))
+            rows = [["method", *columns]]
+            for method, values in paper_results().items():
+                cells = (f"{values[metric][column] / 100:.3f}" for column in columns)
+                rows.append([f"{method} (paper)", *cells])
+            for method in methods:
+                ours = dataset_means(done[method], metric).values()
+                rows.append([f"{method} (measured here)", *(f"{value:.3f}" for value in ours)])
+            parts += [
+                f"The paper's {title}: dataset means (scenarios measured: {counts})",
+                layout(rows),
+            ]
     return parts
+
+
+def _names_by_dataset(results: Mapping[str, Mapping], metric: str) -> dict[str, list[str]]:
+    """Dataset of the paper -> the scenarios of it that have the metric in all seeds."""
+    return {dataset: sorted(found) for dataset, found in _by_column(results, metric).items()}
 
 
 def dataset_means(results: Mapping[str, Mapping], metric: str) -> dict[str, float]:
     """Means of a metric as in the paper's tables: over seeds, then over a dataset's scenarios.
 
     Args:
-        results: as in `tables`.
+        results: of one method, as in `tables`.
         metric: one of `PAPER_TABLES`; of MVTec LOCO, AU-sPRO is taken for AU-PRO.
 
     Returns:
@@ -142,19 +170,21 @@ def dataset_means(results: Mapping[str, Mapping], metric: str) -> dict[str, floa
     means = {}
     for dataset, scenarios in _by_column(results, metric).items():
         for column in PAPER_COLUMNS[dataset]:
-            means[column] = float(np.mean([scenario[column] for scenario in scenarios]))
+            means[column] = float(np.mean([found[column] for found in scenarios.values()]))
     if PAPER_COLUMNS.keys() <= means.keys():
         means["overall"] = float(np.mean([means[dataset] for dataset in PAPER_COLUMNS]))
     return means
 
 
-def _by_column(results: Mapping[str, Mapping], metric: str) -> dict[str, list[dict[str, float]]]:
-    """Dataset -> for each scenario that has the metric in all seeds: column -> mean over seeds."""
-    found: dict[str, list[dict[str, float]]] = {}
+def _by_column(
+    results: Mapping[str, Mapping], metric: str
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Dataset -> each scenario that has the metric in all seeds -> column -> mean over seeds."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for dataset, columns in PAPER_COLUMNS.items():
         # in the paper's tables of AU-PRO, the columns of MVTec LOCO are AU-sPRO
         name = metric.replace("aupro", "auspro") if dataset == "mvtec-loco" else metric
-        for entry in results.values():
+        for scenario, entry in results.items():
             runs = list(entry["seeds"].values())
             groups = [metrics.get(group, {}) for metrics in runs for group in columns.values()]
             if entry["dataset"] == dataset and runs and all(name in group for group in groups):
@@ -162,7 +192,7 @@ def _by_column(results: Mapping[str, Mapping], metric: str) -> dict[str, list[di
                     column: float(np.mean([metrics[group][name] for metrics in runs]))
                     for column, group in columns.items()
                 }
-                found.setdefault(dataset, []).append(means)
+                found.setdefault(dataset, {})[scenario] = means
     return found
 
 

@@ -3,10 +3,12 @@
     effad time                          # S and M, beside the paper's methods
     effad time --device cuda --compile
     effad time path/to/detector.safetensors --runs 50 --warm-up 5
+    effad time --methods all --profile laptop --runs 10 --warm-up 2
 
 The clock starts with an image's transfer to the device and stops when its anomaly map is on the
 host. No losses, no padding, float16 on a GPU. The times of a network do not depend on its weights:
-without a detector, new ones are timed.
+without a detector, new ones are timed. Other methods than EfficientAD compute as they are, on a GPU
+under float16 autocast.
 """
 
 import argparse
@@ -23,11 +25,20 @@ from functools import partial
 from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP
-from effad_core.deployment.prepared import PreparedDetector, prepare
+from effad_core.deployment.prepared import prepare
 from effad_core.detector import EfficientAD
 from effad_core.errors import command_errors
 from effad_core.evaluation.costs import METHODS, count, efficientad
+from effad_core.evaluation.methods import (
+    SIZES,
+    chosen_methods,
+    find_method,
+    load_detector,
+    method_names,
+)
 from effad_core.evaluation.tables import layout, paper_results
+from effad_core.prediction import Predictor
+from effad_core.schedule import PROFILES
 from effad_core.tiles.options import add_image_size
 
 import numpy as np
@@ -52,6 +63,7 @@ class Timing:
         memory: peak while it ran, MiB: on a GPU what torch reserved, on a CPU what was resident,
             Python and its packages included; None where the system does not say.
         image_size: (height, width) of the images, in pixels.
+        cost: parameters and FLOPs of an image, as `costs.count` gives them.
     """
 
     name: str
@@ -62,6 +74,7 @@ class Timing:
     batch_size: int
     memory: float | None
     image_size: tuple[int, int] = (256, 256)
+    cost: tuple[int, int] = (0, 0)
 
     @property
     def mean(self) -> float:
@@ -74,22 +87,24 @@ class Timing:
 
 
 def measure(
-    prepared: PreparedDetector,
+    prepared: Predictor,
     name: str = "EfficientAD",
     warm_up: int = WARM_UP,
     runs: int = RUNS,
     batches: int | None = None,
     batch_size: int = BATCH_SIZE,
+    cost: tuple[int, int] | None = None,
 ) -> Timing:
-    """Time a prepared detector.
+    """Time a detector.
 
     Args:
-        prepared: what `prepare` gives.
+        prepared: what `prepare` gives, or any other method's detector.
         name: kept in the result.
         warm_up: passes before the clock counts; also of batches, at most 10 of those.
         runs: timed passes of one image.
         batches: timed passes of a batch; as many as `runs` by default, as in the paper.
         batch_size: images in each.
+        cost: kept in the result; None counts EfficientAD of the name's size.
 
     Raises:
         ValueError: for no runs, no batches or no images in one.
@@ -106,10 +121,15 @@ def measure(
     return Timing(
         name, machine(prepared.device), prepared.precision, latencies, float(throughput),
         batch_size, _peak_memory(prepared.device), prepared.image_size,
+        cost or count(partial(efficientad, _size(name)), prepared.image_size),
     )  # fmt: skip
 
 
-def _seconds(prepared: PreparedDetector, images: Tensor, warm_up: int, runs: int) -> np.ndarray:
+def _size(name: str) -> str:
+    return "medium" if name.endswith("-M") else "small"
+
+
+def _seconds(prepared: Predictor, images: Tensor, warm_up: int, runs: int) -> np.ndarray:
     seconds = []
     for _ in range(warm_up + runs):
         start = time.perf_counter()
@@ -165,8 +185,7 @@ def table(timings: Sequence[Timing]) -> str:
     rows = [["", "mean", "median", "99 %", "images/s", "parameters", "FLOPs", "memory"]]
     rows.append(["", "ms", "ms", "ms", "in batches", "millions", "G", "MiB"])
     for timing in timings:
-        size = "medium" if timing.name.endswith("-M") else "small"
-        parameters, flops = count(partial(efficientad, size), timing.image_size)
+        parameters, flops = timing.cost
         times = (timing.mean, timing.percentile(50), timing.percentile(99), timing.throughput)
         memory = "-" if timing.memory is None else f"{timing.memory:.0f}"
         rows.append(
@@ -195,6 +214,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--size", nargs="+", choices=("small", "medium"), default=["small", "medium"]
     )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help=f"all, or some of {', '.join(method_names())}",
+    )
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="paper", help="of the methods other than EfficientAD"
+    )
     add_image_size(parser)
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--precision", default="auto")
@@ -207,19 +235,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command_errors("nothing was printed"):
         if args.detector and args.image_size:
             raise ValueError("a detector has an image size of its own: leave out --image-size")
+        if args.detector and args.methods:
+            raise ValueError("a detector has a method of its own: leave out --methods")
+        names = [f"EfficientAD-{size[0].upper()}" for size in args.size]
+        names = chosen_methods(args.methods) if args.methods else names
+        protocol = (args.warm_up, args.runs, args.batches, args.batch_size)
         if args.detector:
-            detectors = [EfficientAD.load(args.detector)]
+            timings = [_timed(*load_detector(args.detector), args, protocol)]
         else:
-            detectors = [untrained_detector(size, args.image_size or 256) for size in args.size]
-        timings = [
-            measure(
-                prepare(detector, args.device, args.precision, args.compile),
-                f"EfficientAD-{detector.size[0].upper()}",
-                args.warm_up, args.runs, args.batches, args.batch_size,
-            )
-            for detector in detectors
-        ]  # fmt: skip
+            size = args.image_size or 256
+            timings = [
+                _timed(name, untrained_detector(SIZES[name], size), args, protocol)
+                if name in SIZES
+                else _timed(name, find_method(name).untrained(args.profile), args, protocol)
+                for name in names
+            ]
     print(table(timings))
+
+
+def _timed(
+    name: str, detector: Predictor, args: argparse.Namespace, protocol: Sequence[int | None]
+) -> Timing:
+    """Time EfficientAD prepared, any other method as it is."""
+    if isinstance(detector, EfficientAD):
+        ready = prepare(detector, args.device, args.precision, args.compile)
+        return measure(ready, name, *protocol)
+    detector.use_device(args.device)
+    if detector.device.type == "cuda":
+        detector.precision = "float16"
+    size = detector.image_size
+    build = partial(type(detector), **detector.arguments, pretrained=False)
+    return measure(detector, name, *protocol, cost=count(lambda: build().counted(), size))
 
 
 def untrained_detector(size: str, image_size: int | tuple[int, int] = 256) -> EfficientAD:

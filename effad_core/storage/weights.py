@@ -70,6 +70,27 @@ def read_tensors(path: str | Path, kind: str, **entries: type) -> tuple[dict[str
     return tensors, header
 
 
+def header_of(path: str | Path) -> dict:
+    """The JSON header of a file that `write_tensors` wrote; {} of another safetensors file.
+
+    Raises:
+        RunError: for a missing or truncated file.
+    """
+    path = as_path(path)
+    if not path.is_file():
+        raise RunError(f"{path} does not exist; check the path")
+    try:
+        _check_length(path)
+        with safe_open(path, framework="pt") as file:
+            header = _parsed((file.metadata() or {}).get("effad", "null"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise RunError(
+            f"{path} is not a whole safetensors file ({one_line(error)}); "
+            "copy it again or train again"
+        ) from None
+    return header if isinstance(header, dict) else {}
+
+
 def _check_length(path: Path) -> None:
     """Refuse a header that is no JSON of ours before anything as large as it claims is built."""
     with path.open("rb") as file:

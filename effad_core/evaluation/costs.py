@@ -1,8 +1,8 @@
 """Parameters and FLOPs of the ten methods of the paper's Table 11, counted without weights.
 
-`effad costs` prints them beside the paper's. Each method is the networks that run
-for one image, built on torch's meta device: shapes without memory. Layers with neither parameters
-nor counted operations (activations, norms without weights) are left out.
+`effad costs` prints them beside the paper's. What is counted is the very networks that run here
+(`effad_core.evaluation.methods`), with the paper's widths, on one image, built on torch's meta
+device: shapes without memory.
 
 A multiplication with its addition counts as two FLOPs, as `torch.utils.flop_counter` has it, and
 only convolutions and matrix products count: so EfficientAD-S has 75.9 GFLOPs, the paper's 76 (one
@@ -16,15 +16,7 @@ from functools import partial
 from textwrap import wrap
 
 from effad_core.detector import EfficientAD
-from effad_core.evaluation.costs.dsr import DSR
-from effad_core.evaluation.costs.features import (
-    AST,
-    FastFlow,
-    PatchCore,
-    PatchCoreEnsemble,
-    SimpleNet,
-)
-from effad_core.evaluation.costs.regression import GCAD, StudentTeacher
+from effad_core.evaluation.methods import find_method
 from effad_core.evaluation.tables import layout
 
 import torch
@@ -33,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
-class Method:
+class Counted:
     """How a method is counted, and the paper's figures (Table 11, as rounded there)."""
 
     build: Callable[[], nn.Module]
@@ -50,54 +42,60 @@ def efficientad(size: str, padding: bool = False) -> EfficientAD:
     return detector
 
 
+def other(name: str) -> nn.Module:
+    """The networks of another method that run for one image, as the paper has them."""
+    return find_method(name).of_profile("paper", pretrained=False).counted()
+
+
 METHODS = {
-    "GCAD": Method(
-        GCAD, 256, 65, 416,
+    "GCAD": Counted(
+        partial(other, "GCAD"), 256, 65, 416,
         "one of its two models (the U-Nets of both alone have 124 M parameters), that with "
         "33-pixel patches (598.3 GFLOPs with 17). The global encoder's widths are a guess: those "
         "of EfficientAD's encoder, mirrored, without the skip connections that fade out in "
         "training.",
     ),
-    "SimpleNet": Method(
-        SimpleNet, 256, 73, 38,
+    "SimpleNet": Counted(
+        partial(other, "SimpleNet"), 256, 73, 38,
         "WideResNet-50-2 with layer4 and fc, which the method does not read (without them it has "
         "29 M parameters), at 256x256 (at 288x288, the repository's size, 47.9 GFLOPs).",
     ),
-    "S-T": Method(
-        StudentTeacher, 256, 26, 4468,
+    "S-T": Counted(
+        partial(other, "S-T"), 256, 26, 4468,
         "patch sizes 17, 33, 65, a teacher and three students each, 128 features, no decoder to "
         "512. Public implementations differ in the widths at 65, by 3.7 M parameters in all. The "
         "image is padded for each patch size; padding it for 65 always gives 26 % more FLOPs.",
     ),
-    "FastFlow": Method(
-        FastFlow, 256, 92, 85,
+    "FastFlow": Counted(
+        partial(other, "FastFlow"), 256, 92, 85,
         "WideResNet-50-2 to layer3; eight steps a layer, kernels 3 and 1 in turn; the fixed "
         "mixing matrices and their inverses are counted as parameters, as FrEIA stores them.",
     ),
-    "DSR": Method(
-        DSR, 256, 40, 267,
+    "DSR": Counted(
+        partial(other, "DSR"), 256, 40, 267,
         "the public test script, with the general decoder run once; each look-up in a codebook is "
         "two matrix products, and its running mean counts as parameters.",
     ),
-    "PatchCore": Method(
-        PatchCore, 224, 83, 41, "WideResNet-101-2 to layer3, without the search for neighbours."
+    "PatchCore": Counted(
+        partial(other, "PatchCore"), 224, 83, 41,
+        "WideResNet-101-2 to layer3, without the search for neighbours.",
     ),
-    "PatchCore Ens": Method(
-        PatchCoreEnsemble, 320, 150, 159,
+    "PatchCore Ens": Counted(
+        partial(other, "PatchCore Ens"), 320, 150, 159,
         "WideResNet-101-2 and ResNeXt-101 32x8d to layer3, DenseNet-201 to denseblock3, without "
         "the search for neighbours.",
     ),
-    "AST": Method(
-        AST, 768, 154, 199,
+    "AST": Counted(
+        partial(other, "AST"), 768, 154, 199,
         "EfficientNet-B5 to block 35, flow of width 1024 (the repository's default is 64), student "
         "of width 1024, no depth image. The paper's other 3 M parameters are unexplained (B5's "
         "unread layers would be 13 M).",
     ),
-    "EfficientAD-S": Method(
+    "EfficientAD-S": Counted(
         partial(efficientad, "small"), 256, 8, 76,
         "teacher, student with 768 channels and autoencoder, no padding (93.3 GFLOPs with it).",
     ),
-    "EfficientAD-M": Method(
+    "EfficientAD-M": Counted(
         partial(efficientad, "medium"), 256, 21, 235,
         "teacher, student with 768 channels and autoencoder, no padding (287.4 GFLOPs with it).",
     ),
@@ -126,12 +124,17 @@ class Cost:
         return _deviation(self.flops / 1e9, self.paper_flops)
 
 
-def count(build: Callable[[], nn.Module], image_size: int | tuple[int, int]) -> tuple[int, int]:
+def count(
+    build: Callable[[], nn.Module],
+    image_size: int | tuple[int, int],
+    dtype: torch.dtype = torch.uint8,
+) -> tuple[int, int]:
     """Parameters and FLOPs of a network for one image, without its memory or its weights.
 
     Args:
         build: makes the network; called with torch's meta device as the default one.
         image_size: pixels, (height, width) or the side of a square; three channels.
+        dtype: of the image.
 
     Returns:
         parameters, trained or not, and FLOPs of the forward pass in evaluation mode: two a
@@ -147,7 +150,7 @@ def count(build: Callable[[], nn.Module], image_size: int | tuple[int, int]) -> 
         if not all(tensor.is_meta for tensor in tensors):
             raise ValueError("the network holds memory; build it inside the function given")
         with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, 3, height, width))
+            network(torch.empty(1, 3, height, width, dtype=dtype))
     return sum(p.numel() for p in network.parameters()), counter.get_total_flops()
 
 
