@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 
+from baselines.layers import Layers
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
 from effad_core.acceleration.memory import keep_freed_memory
 from effad_core.datasets import open_pretraining
@@ -70,9 +71,14 @@ class DenseDescriptor(nn.Sequential):
     Args:
         patch_size: 17, 33 or 65 pixels.
         width: what the paper's numbers of channels between the layers are multiplied by.
+
+    Raises:
+        ValueError: for another patch size.
     """
 
     def __init__(self, patch_size: int, width: float = 1.0):
+        if patch_size not in DESCRIPTORS:
+            raise ValueError(f"the patch size must be 17, 33 or 65, not {patch_size!r}")
         layers, inside = [], 3
         last = len(DESCRIPTORS[patch_size]) - 1
         for number, layer in enumerate(DESCRIPTORS[patch_size]):
@@ -139,23 +145,31 @@ def open_descriptors(
 
 
 class Pooled(nn.Module):
-    """A pretrained network without its classifier: images -> its pooled features, (N, C)."""
+    """A pretrained network's features of whole patches: uint8 images (N, 3, H, W) -> (N, C).
+
+    The paper has what ResNet-18's classifier sees. Of EfficientNet-Lite0 the mean over the patch of
+    two middle layers is taken (192 numbers): a small network that is trained briefly learns little
+    of the features that the classifier sees.
+    """
 
     def __init__(self, name: str, weights: str | Path | None = None):
         super().__init__()
-        network = open_network(name, weights)
         if name == LITE0:
-            network.reset_classifier(0)
-        elif hasattr(network, "fc"):
-            network.fc = nn.Identity()
+            self.normalise = nn.Identity()
+            self.network = Layers(name, ["block3", "block4"], weights)
         else:
-            network.classifier = nn.Identity()
-        self.normalise, self.network = normalisation(name), network
+            self.normalise = normalisation(name)
+            self.network = open_network(name, weights)
+            last = "fc" if hasattr(self.network, "fc") else "classifier"
+            setattr(self.network, last, nn.Identity())
         self.requires_grad_(False).eval()
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        return self.network(self.normalise(images)).float()
+        found = self.network(self.normalise(images))
+        if isinstance(found, list):
+            found = torch.cat([layer.mean(dim=(2, 3)) for layer in found], dim=1)
+        return found.float()
 
 
 def distillation_loss(decoded: Tensor, target: Tensor, descriptors: Tensor) -> dict[str, Tensor]:
@@ -194,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=float, default=SHIPPED_WIDTH, help="1 is the paper's")
     parser.add_argument("--patch-sizes", type=int, nargs="+", default=list(DESCRIPTORS))
     parser.add_argument("--steps", type=int, default=50_000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--input-size", type=int, default=128, help="of the pretrained network")
+    parser.add_argument("--batch-size", type=int, default=192)
+    parser.add_argument("--input-size", type=int, default=64, help="of the pretrained network")
     parser.add_argument("--device", help=DEVICE_HELP)
     args = parser.parse_args(arguments)
     with command_errors():
@@ -208,6 +222,9 @@ def _distil(args: argparse.Namespace) -> None:
     pretrained = Pooled(args.network, args.weights).to(device)
     torch.manual_seed(0)
     networks = nn.ModuleDict({str(p): DenseDescriptor(p, args.width) for p in args.patch_sizes})
+    for layer in networks.modules():  # outputs of about 1, or the correlations are learnt alone
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, SLOPE)
     features = pretrained(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)).shape[1]
     decoders = nn.ModuleDict({p: nn.Linear(CHANNELS, features) for p in networks})
     for module in (networks, decoders):
@@ -265,7 +282,8 @@ def _distil(args: argparse.Namespace) -> None:
 def _crops(images, number: int, args: argparse.Namespace, device: torch.device) -> Tensor:
     """Squares of photographs at the size at which the pretrained network sees them, uint8."""
     rng = np.random.default_rng((0, number + 8))
-    found = images.crops(rng, args.batch_size, args.input_size, (1.0, 4.0))
+    scale = args.input_size / np.array([128, 32])  # squares of 32 to 128 pixels of a photograph
+    found = images.crops(rng, args.batch_size, args.input_size, scale)
     return found.to(device)
 
 

@@ -257,8 +257,10 @@ class DSR(Method):
         pretrained: bool = True,
     ):
         super().__init__(image_size, {"width": width, "codes": codes, "base": base})
-        if any(side % 32 for side in self.image_size):
-            raise ValueError(f"image_size must be multiples of 32 for DSR, not {image_size}")
+        if any(side % 32 for side in self.image_size) or self.image_size == (32, 32):
+            raise ValueError(  # of 32x32 pixels one cell would be left, which cannot be normed
+                f"image_size must be multiples of 32 for DSR, more than 32x32, not {image_size}"
+            )
         self.width, self.base = width, base
         self.autoencoder = Autoencoder(width, codes)
         if pretrained:
@@ -515,7 +517,11 @@ def _train_autoencoder(args: argparse.Namespace) -> None:
                 run.log({"step": step + 1} | row)
                 run.window.clear()
             run.after(step + 1)
-    weights = {name: value.half() for name, value in network.state_dict().items()}
+    # but for the codebooks' sums, which only a training reads, and which half precision cannot hold
+    weights = {
+        name: value if name.endswith((".mean", ".usage")) else value.half()
+        for name, value in network.state_dict().items()
+    }
     write_tensors(args.output, weights, {"kind": KIND, "card": config})
     print(f"the autoencoder: {args.output}")
 

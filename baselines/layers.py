@@ -55,6 +55,8 @@ class Layers(nn.Module):
         if network not in LAYERS:
             raise ValueError(f"the network must be one of {', '.join(LAYERS)}, not {network!r}")
         known = LAYERS[network]
+        if not read:
+            raise ValueError(f"name at least one layer of {network} to read")
         if unknown := [name for name in read if name not in known]:
             raise ValueError(f"{network} has the layers {', '.join(known)}, not {unknown[0]}")
         self.network, self.read = network, tuple(read)
@@ -107,6 +109,10 @@ class PatchFeatures(nn.Module):
         network, read, weights, pretrained: as in `Layers`.
         pooled: numbers a cell to which each layer is averaged, or None.
         channels: numbers a cell at the end; None with means.
+
+    Raises:
+        ValueError: for a wrong number, or as `Layers`.
+        RunError: as `Layers`.
     """
 
     def __init__(
@@ -119,6 +125,11 @@ class PatchFeatures(nn.Module):
         pretrained: bool = True,
     ):
         super().__init__()
+        for name, count in (("pooled", pooled), ("channels", channels)):
+            if count is not None and (type(count) is not int or count < 1):
+                raise ValueError(f"{name} must be a number of channels, 1 or more, not {count!r}")
+        if pooled is None and channels is not None:
+            raise ValueError("channels needs pooled: means have as many as the layers")
         self.layers = Layers(network, read, weights, pretrained)
         self.pooled = pooled
         self.channels = sum(self.layers.channels) if pooled is None else channels or pooled

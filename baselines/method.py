@@ -69,7 +69,8 @@ class Phase:
         optimizer: its learning rates are those of the beginning.
         loss: numbers of training images, and a random generator -> terms by name, scalars with
             gradients, whose sum is the loss.
-        begin: is called before the phase's first step, and when a run is resumed within it.
+        begin: is called before the phase's first step, and when a run is resumed within it, or, in
+            the last phase, after it.
         rate: share of the phase that is done, in [0, 1) -> what learning rates are multiplied by.
     """
 
@@ -196,6 +197,7 @@ class Method(nn.Module, Predictor):
         self.use_device(device)
         if run_dir is not None:
             check_folder(run_dir, "run_dir")
+            self.check_path(run_dir)
         if isinstance(schedule, str):
             schedule = self.profile(schedule).schedule
         check_images(scenario.train)
@@ -219,7 +221,8 @@ class Method(nn.Module, Predictor):
         config = {
             "method": self.NAME,
             "arguments": self.arguments,
-            "weights": fingerprint(self.state_dict()),  # pretrained ones, and the first random ones
+            # pretrained ones, and the first random ones; not what was found on images before
+            "weights": fingerprint(dict(self.named_parameters())),
             "scenario": scenario.name,
             "digests": {split: combined(part) for split, part in found.items()},
             "full_scale": self.full_scale,
@@ -262,7 +265,9 @@ class Method(nn.Module, Predictor):
         finished = load_method(path, self.device)
         if finished.card.get("training") != run.config:  # one that lay here before
             return False
+        self.resized_buffers(finished.state_dict())
         self.load_state_dict(finished.state_dict())
+        self.to(self.device)
         for name in ("card", *POINTS.values()):
             setattr(self, name, getattr(finished, name))
         self.eval()
@@ -287,6 +292,8 @@ class Method(nn.Module, Predictor):
             disable=not phases,
         )  # fmt: skip
         self.train()
+        if phases and done == run.total:  # interrupted after the last step: `finish` needs it too
+            phases[-1].begin()
         for step in progress:
             number = int(np.searchsorted(starts, step, side="right")) - 1
             phase, start = phases[number], starts[number]
@@ -373,6 +380,7 @@ class Method(nn.Module, Predictor):
         Raises:
             RunError: if it cannot be written.
         """
+        self.check_path(path)
         header = {
             "kind": KIND,
             "method": self.NAME,
@@ -400,6 +408,9 @@ class Method(nn.Module, Predictor):
             raise RunError(f"{path} holds a {type(found).__name__}, not a {cls.__name__}")
         return found
 
+    def check_path(self, path: str | os.PathLike) -> None:
+        """Raise RunError, which names the path, if nothing that `load` reads can be written."""
+
     def resized_buffers(self, tensors: Mapping[str, Tensor]) -> None:
         """Give buffers whose sizes are found on images the sizes that they have in a file."""
 
@@ -423,10 +434,13 @@ def load_method(path: str | os.PathLike, device: str | torch.device | None = Non
         method = find_method(header["method"])(**header["arguments"], pretrained=False)
         if header["precision"] not in ("float32", "bfloat16"):
             raise ValueError(f"the precision {header['precision']!r} is unknown")
-        method.precision, method.full_scale = header["precision"], header.get("full_scale")
+        white = header.get("full_scale")
+        if white is not None and (type(white) is not int or not 255 <= white <= 65535):
+            raise ValueError(f"full_scale must be 255 to 65535, not {white!r}")
+        method.precision, method.full_scale = header["precision"], white
         set_points(method, header["operating_points"])
         method.resized_buffers(tensors)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, LookupError, OverflowError, RuntimeError) as error:
         raise RunError(
             f"{path} has a header that does not describe a method: {one_line(error)}"
         ) from None

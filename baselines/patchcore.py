@@ -55,7 +55,7 @@ class PatchCore(Method):
             features (N, C, h, w). It cannot be saved.
 
     Raises:
-        ValueError: for a share or an image size out of range.
+        ValueError: for a share, smoothing or an image size out of range.
 
     Example:
         >>> patchcore = PatchCore(share=0.001).fit(scenario)
@@ -97,6 +97,10 @@ class PatchCore(Method):
             "smoothing": smoothing,
         }  # fmt: skip
         super().__init__(image_size, arguments)
+        if not 0 <= smoothing <= (min(self.image_size) - 1) / 4:  # it reaches so far
+            raise ValueError(
+                f"smoothing must be from 0 to a quarter of the image's side, not {smoothing}"
+            )
         self.own_features = features is not None
         self.features = features or PatchFeatures(
             network, read, pooled, channels, weights, pretrained
@@ -114,7 +118,8 @@ class PatchCore(Method):
             deviation, mean = torch.std_mean(patches, dim=0, correction=0)
             self.deviation = deviation.masked_fill(never_varies(mean, deviation), 1)
         patches /= self.deviation
-        kept = coreset(patches, max(1, round(self.share * len(patches))), seed)
+        with torch.autocast(self.device.type, enabled=False):  # distances are in float32
+            kept = coreset(patches, max(1, round(self.share * len(patches))), seed)
         self.memory = patches[kept]
 
     def _training_patches(self, images: ResizedImages, seed: int) -> Iterator[Tensor]:
@@ -144,12 +149,13 @@ class PatchCore(Method):
         if self.memory.numel() == 0:
             raise ValueError("the memory is empty: call fit first")
         centre, found = self.memory.mean(dim=0), []  # shorter vectors, smaller rounding errors
-        memory = self.memory - centre
-        for features in self._features(images):  # one image: its distances are already many
-            patches = features.flatten(1).T / self.deviation - centre
-            nearest = memory[torch.cdist(patches, memory).argmin(dim=1)]
-            # computed anew, for cdist takes the difference of large squares
-            found.append((patches - nearest).norm(dim=1).view(features.shape[1:]))
+        memory, features_of_all = self.memory - centre, self._features(images)
+        with torch.autocast(self.device.type, enabled=False):
+            for features in features_of_all:  # one image: its distances are already many
+                patches = features.flatten(1).T / self.deviation - centre
+                nearest = memory[torch.cdist(patches, memory).argmin(dim=1)]
+                # computed anew, for cdist takes the difference of large squares
+                found.append((patches - nearest).norm(dim=1).view(features.shape[1:]))
         return torch.stack(found)
 
     def shown_and_judged(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,10 +179,9 @@ class PatchCore(Method):
         patches = min(TYPICAL * grid[0] * grid[1], self.most_patches)
         self.memory = torch.randn(round(self.share * patches), channels, device=self.device)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def check_path(self, path: str | os.PathLike) -> None:
         if self.own_features:
             raise RunError(f"{path} cannot be written: features of your own have no name to load")
-        super().save(path)
 
     def resized_buffers(self, tensors: Mapping[str, Tensor]) -> None:
         for name in ("memory", "deviation"):

@@ -26,6 +26,7 @@ from types import SimpleNamespace
 from baselines.patchcore import PatchCore
 from effad_core import EfficientAD, evaluate, open_extractor, open_pretraining, open_scenario
 from effad_core.acceleration.devices import choose_device
+from effad_core.acceleration.precision import resolve_precision
 from effad_core.datasets import ResizedImages, Sample, Scenario
 from effad_core.datasets.transforms import to_tensor
 from effad_core.errors import command_errors
@@ -156,8 +157,10 @@ def milliseconds(method: Predictor, samples: tuple[Sample, ...]) -> float:
 
 
 def train_patchcore(scenario: Scenario, seed: int, args: argparse.Namespace) -> tuple:
-    patchcore = PatchCore(open_extractor(), 512, standardise=True, precision="auto")
-    patchcore.fit(scenario, seed)
+    patchcore = PatchCore(features=open_extractor(), image_size=512, standardise=True, smoothing=0)
+    patchcore.use_device()
+    patchcore.precision = resolve_precision("auto", patchcore.device)
+    patchcore.fit(scenario, seed=seed)
     return patchcore, f"{len(patchcore.memory):,} patches in memory"
 
 

@@ -96,7 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for source in args.scenarios:
             scenario = part(open_scenario(source))
             for name, network, image_size in features(args.teacher, args.size):
-                patchcore = PatchCore(network, image_size, share=0.04, standardise=True)
+                patchcore = PatchCore(
+                    features=network, image_size=image_size, share=0.04, standardise=True
+                )
                 found = evaluate(patchcore.fit(scenario), scenario, keep_maps=False).metrics()
                 kinds = [kind for kind in KINDS if kind in found] or ["all"]
                 areas = "  ".join(f"{found[kind]['image_auroc']:.3f}" for kind in kinds)

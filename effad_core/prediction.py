@@ -258,7 +258,7 @@ class Predictor(ABC):
         """Anomaly map and score of an image, or of each image of a sequence (Algorithm 2).
 
         Args:
-            image: a path, a PIL image, a an array, or a sequence of these. An array is uint8 or
+            image: a path, a PIL image, an array, or a sequence of these. An array is uint8 or
                 uint16, of shape (H, W), (H, W, 1), (H, W, 3) in the order RGB (OpenCV's order is
                 BGR: give array[..., ::-1]) or (H, W, 4) in the order RGBA; with one dimension
                 more, (N, ...), it is a sequence.

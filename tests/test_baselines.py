@@ -1,4 +1,4 @@
-"""The methods beside EfficientAD: PatchCore against scikit-learn's neighbours and a naive coreset.
+"""PatchCore against scikit-learn's neighbours and a naive coreset; its ensemble against numpy.
 
 And `benchmarks/psi.py`, which chooses features by it.
 """
@@ -13,20 +13,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from baselines import patchcore as module
-from baselines.patchcore import PROJECTED, PatchCore, coreset
+from baselines.maps import scales_of, standardised
+from baselines.patchcore import PROJECTED, PatchCore, PatchCoreEnsemble, coreset
 from benchmarks import psi
 from effad_core import evaluate, open_extractor
 from effad_core.datasets import Sample, Scenario
 from effad_core.deployment.inspection import fit_thresholds
 from effad_core.distillation.algorithm import save_teacher
 from effad_core.distillation.backbones import BACKBONES
-from effad_core.errors import DataError
+from effad_core.errors import DataError, RunError
+from effad_core.evaluation.methods import find_method, method_names
+from effad_core.prediction import Predictor
+from effad_core.region import Region
+from effad_core.schedule import PROFILES
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
@@ -56,8 +62,15 @@ def pixels(paths, size=(256, 256)):
 
 def patches(features, paths, size=(256, 256)):
     """Their features, one row a patch, float64."""
-    found = features(pixels(paths, size)).numpy().astype(np.float64)
+    found = features(pixels(paths, size)).double().numpy()
     return found.transpose(0, 2, 3, 1).reshape(-1, found.shape[1])
+
+
+def shown(cells, size, sigma):
+    """Cells, (h, w), as a map: Pillow's bilinear resize, then SciPy's Gaussian."""
+    cells = Image.fromarray(cells.astype(np.float32))
+    m = np.asarray(cells.resize(size[::-1], Image.BILINEAR), np.float64)
+    return gaussian_filter(m, sigma, mode="mirror", truncate=4) if sigma else m
 
 
 def training_paths(scenario):
@@ -123,7 +136,7 @@ def test_distances_between_long_vectors_are_projected():
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("size", [(256, 256), (256, 320)])
 def test_distances_are_scikit_learns(scenario, drawn, standardise, size):
-    patchcore = PatchCore(Colours(), size, 0.02, standardise=standardise)
+    patchcore = PatchCore(features=Colours(), image_size=size, share=0.02, standardise=standardise)
     assert patchcore.fit(scenario, device="cpu") is patchcore
     known = patches(Colours(), training_paths(scenario), size)
     deviation = known.std(axis=0) if standardise else np.ones(6)
@@ -143,42 +156,69 @@ def test_distances_are_scikit_learns(scenario, drawn, standardise, size):
 
 def test_a_patch_in_the_memory_has_no_distance(scenario):
     """Of vectors of length 8,000 that differ by 200, rounding would make 6 from 0."""
-    patchcore = PatchCore(Colours(60, shift=1000), share=1).fit(scenario, device="cpu")
+    patchcore = PatchCore(features=Colours(60, shift=1000), share=1).fit(scenario, device="cpu")
     assert patchcore.distances(pixels(training_paths(scenario)[:1])).max() < 0.3
 
 
 def test_maps_are_the_distances_resized(scenario, drawn):
-    patchcore = PatchCore(Colours(), (256, 320), 0.01).fit(scenario, device="cpu")
-    x = pixels(drawn[5:7], (256, 320))
-    maps, distances = patchcore.combined_maps(x), patchcore.distances(x).numpy()
-    assert maps.shape == (2, 1, 256, 320)
-    for m, cells in zip(maps[:, 0].numpy(), distances, strict=True):
-        expected = np.asarray(Image.fromarray(cells).resize((320, 256), Image.BILINEAR))
-        np.testing.assert_allclose(m, expected, rtol=1e-4, atol=1e-4)
-    found = patchcore.predict(drawn[5])
-    assert found.map.shape == (264, 280) and np.isnan(found.st_map).all()
-    assert found.score == pytest.approx(maps[0].max().item(), rel=1e-5)
+    """By Pillow; then smoothed as SciPy does, by a Gaussian of 4 pixels, unless it is 0."""
+    size = (256, 320)
+    fitted = PatchCore(features=Colours(), image_size=size, share=0.01).fit(scenario, device="cpu")
+    x = pixels(drawn[5:7], size)
+    maps, distances = {4: fitted.combined_maps(x)}, fitted.distances(x).numpy()
+    fitted.smoothing = 1.5
+    maps[1.5] = fitted.combined_maps(x)
+    fitted.smoothing = 0
+    maps[0] = fitted.combined_maps(x)
+    for sigma, found in maps.items():
+        assert found.shape == (2, 1, *size)
+        for m, cells in zip(found[:, 0].numpy(), distances, strict=True):
+            np.testing.assert_allclose(m, shown(cells, size, sigma), rtol=1e-4, atol=1e-4)
+    one = fitted.predict(drawn[5])
+    assert one.map.shape == (264, 280) and np.isnan(one.st_map).all()
+
+
+def test_the_score_is_the_largest_distance_of_a_patch(scenario, drawn):
+    for smoothing in (0, 4):
+        patchcore = PatchCore(features=Colours(), share=0.01, smoothing=smoothing)
+        patchcore.fit(scenario, device="cpu")
+        x = pixels(drawn[4:8])
+        maps, scores = patchcore.maps_and_scores(x)
+        largest = patchcore.distances(x).flatten(1).amax(dim=1)
+        assert torch.equal(scores[:, 0], largest)
+        assert (maps.flatten(1).amax(dim=1) < scores[:, 0]).all()  # the resize lowers its peak
+        assert [found.score for found in patchcore.predict(drawn[4:8])] == largest.tolist()
+
+
+def test_only_the_region_is_judged(scenario, drawn):
+    patchcore = PatchCore(features=Colours(), share=0.01, smoothing=0).fit(scenario, device="cpu")
+    cells = patchcore.distances(pixels(drawn[7:8]))[0]
+    mask = np.zeros((256, 256), bool)
+    mask[:72, :96] = True  # 9 x 12 cells
+    patchcore.region = Region(mask)
+    found = patchcore.predict(drawn[7])
+    inside = cells[:9, :12]
+    assert found.score == inside.max().item() < cells.max().item()
+    assert found.maps[0, 72:].max() == found.maps[0, :, 96:].max() == found.maps[0].min()
 
 
 def test_the_memory_depends_on_the_seed_alone(scenario, drawn):
-    expected = PatchCore(Colours(), share=0.01).fit(scenario, seed=3, device="cpu")
+    expected = PatchCore(features=Colours(), share=0.01).fit(scenario, seed=3, device="cpu")
     torch.manual_seed(99)
-    state = torch.get_rng_state()
-    again = PatchCore(Colours(), share=0.01, precision="float32")
+    again = PatchCore(features=Colours(), share=0.01)
     again.fit(scenario, seed=4, device="cpu")
     assert not torch.equal(again.memory, expected.memory)
     again.fit(scenario, seed=3)  # nothing is left of the memory before
     assert torch.equal(again.memory, expected.memory)
     assert again.predict(drawn[7]).score == expected.predict(drawn[7]).score
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_of_many_patches_as_many_of_each_image_are_drawn(scenario):
     images = [patches(Colours(), [path]) for path in training_paths(scenario)]
     memories = []
     for seed in (0, 1):
-        patchcore = PatchCore(Colours(), share=1, most_patches=4 * 9 + 3)
-        memory = patchcore.fit(scenario, seed, "cpu").memory.numpy()
+        patchcore = PatchCore(features=Colours(), share=1, most_patches=4 * 9 + 3)
+        memory = patchcore.fit(scenario, seed=seed, device="cpu").memory.numpy()
         memories.append(sorted(map(tuple, memory.tolist())))
         counts = [
             sum(np.abs(image - row).max(1).min() < 1e-4 for row in memory) for image in images
@@ -197,25 +237,27 @@ def test_of_more_than_100_000_patches_a_part_is_drawn(drawn, monkeypatch):
 
     monkeypatch.setattr(module, "coreset", recorded)
     scenario = Scenario("many", (Sample(drawn[0], 0, "good"),) * 120, (), (), "drawn", "CC0")
-    patchcore = PatchCore(Colours(2), share=0.001).fit(scenario, device="cpu")
+    patchcore = PatchCore(features=Colours(2), share=0.001).fit(scenario, device="cpu")
     assert given == [(120 * (100_000 // 120), 100)]
     assert patchcore.memory.shape == (100, 2)
 
 
 def test_a_memory_has_one_patch_at_least(scenario):
-    patchcore = PatchCore(Colours(), share=1e-9).fit(scenario, device="cpu")
+    patchcore = PatchCore(features=Colours(), share=1e-9).fit(scenario, device="cpu")
     assert patchcore.memory.shape == (1, 6)
 
 
 def test_standardised_distances_do_not_depend_on_the_channels_scales(scenario, drawn):
     scales = torch.tensor([1, 2**-10, 2**10, 2, 0.5, 32]).view(6, 1, 1)
     plain, scaled = (
-        PatchCore(Colours(scale=scale), share=0.01, standardise=True).fit(scenario, device="cpu")
+        PatchCore(features=Colours(scale=scale), share=0.01, standardise=True).fit(
+            scenario, device="cpu"
+        )
         for scale in (1, scales)
     )
     x = pixels(drawn[5:6])
     np.testing.assert_allclose(scaled.distances(x), plain.distances(x), rtol=1e-4, atol=1e-4)
-    unlike = PatchCore(Colours(scale=scales), share=0.01).fit(scenario, device="cpu")
+    unlike = PatchCore(features=Colours(scale=scales), share=0.01).fit(scenario, device="cpu")
     assert unlike.distances(x).max() > 10 * plain.distances(x).max()
     assert unlike.fit(scenario).deviation.equal(torch.ones(1))
 
@@ -223,7 +265,7 @@ def test_standardised_distances_do_not_depend_on_the_channels_scales(scenario, d
 def test_a_channel_that_never_varies_stays_as_it_is(scenario, drawn):
     """Neither NaN nor a rounding error that is magnified."""
     scales = torch.tensor([1, 0, 1, 1, 1, 1.0]).view(6, 1, 1)
-    with_dead = PatchCore(Colours(scale=scales), share=0.01, standardise=True)
+    with_dead = PatchCore(features=Colours(scale=scales), share=0.01, standardise=True)
     with_dead.fit(scenario, device="cpu")
     assert with_dead.deviation[1] == 1 and (with_dead.deviation != 1).sum() == 5
     assert np.isfinite(with_dead.predict(drawn[5]).score)
@@ -234,41 +276,78 @@ def test_a_channel_that_never_varies_stays_as_it_is(scenario, drawn):
 
 def test_an_empty_memory_is_said(drawn):
     with pytest.raises(ValueError, match="the memory is empty: call fit first"):
-        PatchCore(Colours()).predict(drawn[0])
+        PatchCore(features=Colours()).predict(drawn[0])
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan")])
 def test_shares_out_of_range(share):
     with pytest.raises(ValueError, match=f"share must be above 0 and at most 1, not {share}"):
-        PatchCore(Colours(), share=share)
+        PatchCore(features=Colours(), share=share)
 
 
-def test_sizes_and_precisions_that_do_not_exist(scenario):
-    with pytest.raises(ValueError, match="image_size must be at least 256"):
-        PatchCore(Colours(), image_size=64)
-    with pytest.raises(ValueError, match="precision must be one of auto, float32, .* not 'half'"):
-        PatchCore(Colours(), precision="half").fit(scenario, device="cpu")
+@pytest.mark.parametrize("size", [31, (256, 16), (256,), 256.0, (8192, 8192)])
+def test_sizes_that_do_not_exist(size):
+    with pytest.raises((ValueError, TypeError), match="image_size must be pixels|not iterable"):
+        PatchCore(features=Colours(), image_size=size)
 
 
-def test_auto_is_settled_when_it_is_fitted(scenario, monkeypatch):
-    exact = PatchCore(Colours(), share=0.01).fit(scenario, device="cpu")
-    asked = []
-    monkeypatch.setattr(
-        module, "resolve_precision", lambda *given: asked.append(given) or "bfloat16"
-    )
-    patchcore = PatchCore(Colours(), share=0.01, precision="auto").fit(scenario, device="cpu")
-    assert asked == [("auto", torch.device("cpu"))]
-    assert patchcore.precision == "bfloat16" and patchcore.memory.dtype == torch.float32
-    assert not torch.equal(patchcore.memory, exact.memory)  # the features were computed in it
+def test_features_are_computed_in_bfloat16_and_distances_in_float32(scenario, drawn):
+    exact = PatchCore(features=Colours(shift=0), share=0.05).fit(scenario, device="cpu")
+    patchcore = PatchCore(features=Colours(shift=0), share=0.05)
+    patchcore.precision = "bfloat16"
+    patchcore.fit(scenario, device="cpu")
+    assert patchcore.memory.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        known = patches(Colours(shift=0), training_paths(scenario))
+        asked = patches(Colours(shift=0), drawn[7:8])
+    memory = patchcore.memory.double().numpy()
+    assert not torch.equal(patchcore.memory, exact.memory)
+    first = int(np.abs(known - memory[0]).max(1).argmin())
+    assert np.array_equal(known[farthest(known, first, 12)], memory[:12])
+    expected = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(memory).kneighbors(asked)[0]
+    _, scores = patchcore.maps_and_scores(pixels(drawn[7:8]))
+    assert scores.item() == pytest.approx(expected.max(), rel=1e-5)
+
+
+def test_features_of_ones_own_are_not_saved(scenario, tmp_path):
+    patchcore = PatchCore(features=Colours(), share=0.01).fit(scenario, device="cpu")
+    with pytest.raises(RunError, match="own.safetensors cannot be written: features of your own"):
+        patchcore.save(tmp_path / "own.safetensors")
+    memory = patchcore.memory
+    with pytest.raises(RunError, match="run cannot be written: features of your own"):
+        patchcore.fit(scenario, seed=1, run_dir=tmp_path / "run", device="cpu")
+    assert patchcore.memory is memory  # refused before anything is computed
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_file_holds_memory_deviations_and_thresholds(scenario, drawn, tmp_path):
+    """The arguments of its features too: the loaded one has maps of the same bits."""
+    torch.manual_seed(0)
+    patchcore = PatchCore(
+        read=("block2", "block4"), image_size=(64, 96), pooled=50, channels=30, share=0.1,
+        standardise=True, smoothing=2, pretrained=False,
+    )  # fmt: skip
+    patchcore.fit(scenario, device="cpu")
+    patchcore.threshold, patchcore.pixel_threshold = 3.5, 2.25
+    patchcore.save(tmp_path / "detector.safetensors")
+    torch.manual_seed(1)
+    loaded = PatchCore.load(tmp_path / "detector.safetensors", "cpu")
+    assert loaded.threshold == 3.5 and loaded.pixel_threshold == 2.25
+    assert loaded.memory.shape == (round(0.1 * 4 * 8 * 12), 30) and loaded.deviation.shape == (30,)
+    for name, value in patchcore.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    for one, other in zip(patchcore.predict(drawn), loaded.predict(drawn), strict=True):
+        assert one.score == other.score and np.array_equal(one.maps, other.maps)
+        assert one.is_anomalous == other.is_anomalous
 
 
 def test_training_images_alone_are_read(scenario, drawn, monkeypatch):
     read, load = [], Sample.load
     monkeypatch.setattr(Sample, "load", lambda sample: read.append(sample.path) or load(sample))
-    patchcore = PatchCore(Colours(), share=0.01)
+    patchcore = PatchCore(features=Colours(), share=0.01)
     patchcore.threshold = patchcore.pixel_threshold = 3.0
     patchcore.fit(scenario, device="cpu")
-    assert read == drawn[:4]
+    assert set(read) == set(drawn[:4])
     assert patchcore.threshold is None and patchcore.pixel_threshold is None
 
 
@@ -276,7 +355,7 @@ def test_an_unreadable_training_image_is_named(scenario, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     bad = replace(scenario, train=(*scenario.train, Sample(tmp_path / "bad.png", 0, "good")))
     with pytest.raises(DataError, match="bad.png"):
-        PatchCore(Colours()).fit(bad, device="cpu")
+        PatchCore(features=Colours()).fit(bad, device="cpu")
 
 
 def test_16_bit_images_keep_their_white(tmp_path):
@@ -286,8 +365,87 @@ def test_16_bit_images_keep_their_white(tmp_path):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     samples = [Sample(tmp_path / f"{index}.png", 0, "good") for index in range(3)]
     scenario = Scenario("deep", tuple(samples[:2]), tuple(samples[2:]), (), "drawn", "CC0")
-    patchcore = PatchCore(Colours(), share=0.01).fit(scenario, device="cpu")
+    patchcore = PatchCore(features=Colours(), share=0.01).fit(scenario, device="cpu")
     assert patchcore.full_scale == scenario.full_scale == 4095
+
+
+# ---- the ensemble --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ensemble(scenario):
+    """Of two small members, fitted."""
+    members = [
+        {"read": ("block2", "block3"), "share": 0.05, "smoothing": 2},
+        {"read": ("block4",), "share": 0.2, "pooled": 20, "standardise": True, "smoothing": 0},
+    ]
+    torch.manual_seed(0)
+    made = PatchCoreEnsemble(members, image_size=(64, 96), pretrained=False)
+    return made.fit(scenario, seed=2, device="cpu")
+
+
+def test_members_of_an_ensemble_are_patchcores_of_their_own(ensemble, scenario):
+    for member in ensemble.members:
+        arguments = member.arguments | {"pretrained": False}
+        alone = PatchCore(**arguments)
+        alone.features.load_state_dict(member.features.state_dict())
+        alone.fit(scenario, seed=2, device="cpu")
+        assert torch.equal(alone.memory, member.memory)
+        assert torch.equal(alone.deviation, member.deviation)
+
+
+def test_maps_of_an_ensemble_are_standardised_on_validation_images_and_averaged(
+    ensemble, scenario, drawn
+):
+    """Scales come from the unsmoothed maps; the score is of the distances, not of the map."""
+    size, sigmas = (64, 96), (2, 0)
+    validation = pixels([sample.path for sample in scenario.validation], size)
+    scales = []
+    for member in ensemble.members:
+        rows = [shown(cells, size, 0) for cells in member.distances(validation).double().numpy()]
+        scales.append((np.mean(rows), np.std(rows)))
+    np.testing.assert_allclose(ensemble.scales, scales, rtol=1e-4)
+
+    asked = drawn[5:8]
+    maps, judged = [], []
+    for member, (mean, deviation), sigma in zip(ensemble.members, scales, sigmas, strict=True):
+        cells = member.distances(pixels(asked, size)).double().numpy()
+        maps.append([(shown(one, size, sigma) - mean) / deviation for one in cells])
+        repeats = size[0] // cells.shape[1], size[1] // cells.shape[2]
+        judged.append((cells.repeat(repeats[0], 1).repeat(repeats[1], 2) - mean) / deviation)
+    found = ensemble.predict(asked)
+    np.testing.assert_allclose([p.maps[0] for p in found], np.mean(maps, 0), rtol=1e-3, atol=1e-3)
+    scores = np.mean(judged, 0).max((1, 2))
+    np.testing.assert_allclose([p.score for p in found], scores, rtol=1e-3)
+
+
+def test_a_loaded_ensemble_has_maps_of_the_same_bits(ensemble, drawn, tmp_path):
+    ensemble.save(tmp_path / "ensemble.safetensors")
+    loaded = PatchCoreEnsemble.load(tmp_path / "ensemble.safetensors", "cpu")
+    assert torch.equal(loaded.scales, ensemble.scales)
+    assert [len(member.memory) for member in loaded.members] == [
+        len(member.memory) for member in ensemble.members
+    ]
+    for one, other in zip(ensemble.predict(drawn), loaded.predict(drawn), strict=True):
+        assert one.score == other.score and np.array_equal(one.maps, other.maps)
+
+
+def test_an_ensemble_takes_as_many_weights_as_members():
+    with pytest.raises(ValueError, match="longer than|shorter than"):
+        PatchCoreEnsemble([{}, {}], weights=[None], pretrained=False)
+
+
+def test_scales_need_maps_that_vary():
+    batches = torch.rand(3, 2, 1, 8, 8, generator=torch.manual_seed(0), dtype=torch.float64)
+    found = scales_of(iter(batches), lambda batch: [batch, 100 + 3 * batch])
+    values = batches.numpy()
+    expected = [(v.mean(), v.std()) for v in (values, 100 + 3 * values)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    made = standardised([batches[0], 100 + 3 * batches[0]], found)
+    np.testing.assert_allclose(made[0], (values[0] - values.mean()) / values.std(), rtol=1e-5)
+    np.testing.assert_allclose(made[1], made[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="never vary"):
+        scales_of(iter(batches), lambda batch: [batch, torch.ones_like(batch)])
 
 
 # ---- it detects ----------------------------------------------------------------------------
@@ -321,7 +479,7 @@ def parts(tmp_path_factory):
 @pytest.mark.parametrize("features", ["colours", "efficientnet-lite0"])
 def test_an_obvious_anomaly_is_found(parts, features):
     network = Colours() if features == "colours" else open_extractor()
-    patchcore = PatchCore(network, share=0.02).fit(parts)
+    patchcore = PatchCore(features=network, share=0.02).fit(parts)
     result = evaluate(patchcore, parts)
     metrics = result.metrics()["all"]
     assert metrics["image_auroc"] == metrics["image_auprc"] == 1
@@ -342,24 +500,32 @@ def test_the_example(scenario):
 # ---- beside the core -----------------------------------------------------------------------
 
 
-def test_baselines_are_not_installed():
+def test_what_is_installed_beside_them_does_not_import_them():
+    """A wheel holds them; the core finds them by their entry points, as it finds strangers'."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = settings["tool"]["setuptools"]["packages"]
-    assert not [name for name in packages if name.startswith("baselines")]
-    for room in ("effad_core", "parts_tray"):  # what is installed does not know them
-        for path in (ROOT / room).rglob("*.py"):
-            assert not re.search(
-                r"^\s*(from|import) (baselines|benchmarks)\b",
-                path.read_text(encoding="utf-8"),
-                re.M,
-            ), path
+    assert "baselines" in settings["tool"]["setuptools"]["packages"]
+    for room, unknown in (
+        ("effad_core", "baselines|benchmarks"),
+        ("parts_tray", "baselines|benchmarks"),
+        ("baselines", "benchmarks|tests"),
+    ):
+        files = list((ROOT / room).rglob("*.py"))
+        assert files
+        for path in files:
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(rf"^\s*(from|import) ({unknown})\b", text, re.M), path
 
 
-def test_each_baseline_is_a_predictor_with_fit_and_names_its_paper():
-    files = [path for path in (ROOT / "baselines").glob("*.py") if path.name != "__init__.py"]
-    assert [path.name for path in files] == ["patchcore.py"]
-    assert "CVPR 2022" in module.__doc__ and callable(PatchCore.fit)
-    assert PatchCore.map_names == ("combined",)
+def test_each_method_is_a_predictor_with_fit_and_names_its_paper():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    points = settings["project"]["entry-points"]["effad.methods"]
+    assert {name for name in method_names() if not name.startswith("EfficientAD")} == set(points)
+    for name, place in points.items():
+        method = find_method(name)
+        assert place == f"{method.__module__}:{method.__name__}" and name == method.NAME
+        assert issubclass(method, Predictor) and method.map_names == ("combined",)
+        assert callable(method.fit) and set(method.PROFILES) == set(PROFILES)
+        assert re.search(r"\b20[12]\d\b", sys.modules[method.__module__].__doc__)
 
 
 # ---- which features suit the teacher (benchmarks/psi.py) -----------------------------------

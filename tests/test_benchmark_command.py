@@ -19,6 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
+OWN = "EfficientAD-S"
+HERE = f"{OWN} (measured here)"
+
 
 def scenario_folder(folder, drawn):
     """Three training images, a good test image and one with a white corner."""
@@ -72,7 +75,7 @@ def run(narrow, monkeypatch, tmp_path, capsys):
 
 def test_a_sweep_resumes_and_repeats_nothing(dataset, run, monkeypatch, tmp_path):
     text, content, _ = run(dataset, "--seeds", 0, 1)
-    scenarios = content["scenarios"]
+    scenarios = content["methods"][OWN]
     assert list(scenarios) == ["bolt", "clip"] and content["failed"] == {}
     assert scenarios["bolt"]["dataset"] == "parts"
     for name, entry in scenarios.items():
@@ -97,10 +100,10 @@ def test_a_scenario_of_named_folders(dataset, run, tmp_path):
     part = dataset / "bolt"
     named = ("--normal", part / "train/good", "--normal-test", part / "test/good")
     _, content, _ = run(*named, "--anomalous", part / "test/spot", "--seeds", 0)
-    assert content["scenarios"]["bolt"]["dataset"] == "bolt"
-    metrics = content["scenarios"]["bolt"]["seeds"]["0"]
+    assert content["methods"][OWN]["bolt"]["dataset"] == "bolt"
+    metrics = content["methods"][OWN]["bolt"]["seeds"]["0"]
     assert set(metrics) == {"all", "spot"}
-    assert metrics == run(part, "--seeds", 0)[1]["scenarios"]["bolt"]["seeds"]["0"]
+    assert metrics == run(part, "--seeds", 0)[1]["methods"][OWN]["bolt"]["seeds"]["0"]
     assert "give scenario names" in run(fails=True)[2]  # neither
 
 
@@ -128,7 +131,7 @@ def test_masks_added_or_corrected_later_are_evaluated(dataset, run, drawn):
 
     def swept():
         text, content, _ = run(part, "--seeds", 0)
-        return "evaluated before" in text, content["scenarios"]["bolt"]["seeds"]["0"]["all"]
+        return "evaluated before" in text, content["methods"][OWN]["bolt"]["seeds"]["0"]["all"]
 
     assert "aupro_0.3" not in swept()[1]
     for name in ("5", "6"):
@@ -169,18 +172,20 @@ def test_other_training_images_under_the_same_names_fail_with_a_reason(dataset, 
     text, content, code = run(dataset, "--seeds", 0, fails=True)
     assert "1 of 3 training and validation images has other content, the first is 1.png" in code
     assert "choose another run_dir (--run-dir or --runs of a command)" in code
-    assert content["scenarios"]["bolt"]["seeds"] == {} and "bolt-smoke-small-seed0 FAILED" in text
+    assert (
+        content["methods"][OWN]["bolt"]["seeds"] == {} and "bolt-smoke-small-seed0 FAILED" in text
+    )
     assert text.count("evaluated before") == 1  # the other scenario
 
 
 def test_ones_own_bottle_stands_in_no_table_of_the_papers(dataset, run):
     (dataset / "bolt").rename(dataset / "bottle")
     text, content, _ = run(dataset / "bottle", "--seeds", 0)
-    assert content["scenarios"]["bottle"]["dataset"] == "bottle" and "(paper)" not in text
+    assert content["methods"][OWN]["bottle"]["dataset"] == "bottle" and "(paper)" not in text
     assert "bottle is called like a scenario of mvtec-ad, but its numbers of images" in text
     assert "are (3, 2, 2), not (209, 20, 63)" in text
     text, content, _ = run(dataset, "--seeds", 0)
-    assert {e["dataset"] for e in content["scenarios"].values()} == {"parts"}
+    assert {e["dataset"] for e in content["methods"][OWN].values()} == {"parts"}
 
 
 def test_maps_on_request_also_of_a_run_that_was_evaluated_before(dataset, run, tmp_path):
@@ -200,8 +205,8 @@ def test_what_fails_is_named_and_the_rest_is_done(dataset, run):
     text, content, code = run(dataset, "--seeds", 0, fails=True)
     assert "1 of the runs FAILED" in code and "5.png cannot be read" in code
     assert content["failed"].keys() == {"bolt-smoke-small-seed0"}
-    assert content["scenarios"]["bolt"]["seeds"] == {}
-    assert content["scenarios"]["clip"]["seeds"].keys() == {"0"}
+    assert content["methods"][OWN]["bolt"]["seeds"] == {}
+    assert content["methods"][OWN]["clip"]["seeds"].keys() == {"0"}
     assert "clip" in text
 
 
@@ -253,8 +258,10 @@ def test_what_can_be_known_is_said_before_any_training(dataset, run, monkeypatch
     assert message in code
     assert set(said) == {"clip"} and text.index("nut FAILED") < text.index("clip-smoke-small-seed0")
     assert all(run.startswith("nut-") for run in content["failed"])
-    assert len(content["failed"]) == len(options) - 1 == len(content["scenarios"]["clip"]["seeds"])
-    assert content["scenarios"]["nut"]["seeds"] == {}
+    assert (
+        len(content["failed"]) == len(options) - 1 == len(content["methods"][OWN]["clip"]["seeds"])
+    )
+    assert content["methods"][OWN]["nut"]["seeds"] == {}
     assert not (tmp_path / "runs" / "nut-smoke-small-seed0").exists()
 
 
@@ -268,7 +275,7 @@ def test_masks_for_one_kind(dataset, run, tmp_path):
     sentence = "Some anomalous test images of bolt have no mask (scratch: 2)"
     assert text.count(sentence) == 1 and text.index(sentence) < text.index("bolt-smoke")
     assert "The scenario clip has no masks: no pixel metrics are measured." in text
-    groups = content["scenarios"]["bolt"]["seeds"]["0"]
+    groups = content["methods"][OWN]["bolt"]["seeds"]["0"]
     assert {name for name, found in groups.items() if "aupro_0.3" in found} == {"spot"}
 
 
@@ -322,9 +329,9 @@ def test_an_interrupted_sweep_goes_on(dataset, run, monkeypatch):
     monkeypatch.setattr(benchmark, "train", pressed)
     _, content, code = run(dataset, "--seeds", 0, fails=True)
     assert code == 130
-    assert [len(entry["seeds"]) for entry in content["scenarios"].values()] == [1, 0]
+    assert [len(entry["seeds"]) for entry in content["methods"][OWN].values()] == [1, 0]
     text, content, _ = run(dataset, "--seeds", 0)
-    assert [len(entry["seeds"]) for entry in content["scenarios"].values()] == [1, 1]
+    assert [len(entry["seeds"]) for entry in content["methods"][OWN].values()] == [1, 1]
     assert text.count("evaluated before") == 1
 
 
@@ -466,9 +473,9 @@ def test_means_over_seeds_then_over_scenarios():
     }
     means = tables.dataset_means(results, "image_auroc")
     assert means == pytest.approx({"mvtec-ad": 0.85, "visa": 0.5})
-    text = tables.tables(results)
+    text = tables.tables({OWN: results})
     last = text.splitlines()[-1].split()
-    assert last == ["measured", "here", "0.850", "0.500"]
+    assert last == [*HERE.split(), "0.850", "0.500"]
     ((heading, columns, rows),) = beside_the_papers(text).values()
     assert heading.endswith("(scenarios measured: 2 of 15 of mvtec-ad, 1 of 12 of visa)")
     assert heading.startswith("The paper's Table 5, image AU-ROC") and "overall" not in text
@@ -481,13 +488,13 @@ def test_all_three_datasets_have_an_overall_mean():
         "mvtec-ad": {"dataset": "mvtec-ad", "seeds": seeds(0.9)},
         "visa": {"dataset": "visa", "seeds": seeds(0.6)},
     }
-    ((_, columns, rows),) = beside_the_papers(tables.tables(results)).values()
+    ((_, columns, rows),) = beside_the_papers(tables.tables({OWN: results})).values()
     assert columns == [
         *("mvtec-ad", "visa", "mvtec-loco structural", "mvtec-loco logical", "mvtec-loco"),
         "overall",
     ]
-    assert list(rows)[-1] == "measured here" and len(rows) == 11
-    assert rows["measured here"] == [0.9, 0.6, 0.8, 0.4, 0.6, 0.7]
+    assert list(rows)[-1] == HERE and len(rows) == 11
+    assert rows[HERE] == [0.9, 0.6, 0.8, 0.4, 0.6, 0.7]
     assert rows["EfficientAD-M (paper)"] == [0.991, 0.981, 0.947, 0.868, 0.907, 0.960]
 
 
@@ -513,8 +520,8 @@ def test_every_metric_of_the_paper_has_a_table():
         "pushpins": {"dataset": "mvtec-loco", "seeds": loco(0.8, 0.4, **PAIRS)},
         "bottle": {"dataset": "mvtec-ad", "seeds": {"0": {"all": {"image_auroc": 0.9, **OTHERS}}}},
     }
-    found = beside_the_papers(tables.tables(results))
-    assert {number: rows["measured here"] for number, (_, _, rows) in found.items()} == {
+    found = beside_the_papers(tables.tables({OWN: results}))
+    assert {number: rows[HERE] for number, (_, _, rows) in found.items()} == {
         5: [0.9, 0.8, 0.4, 0.6],
         6: [0.71, 0.7, 0.6, 0.65],
         7: [0.72, 0.5, 0.4, 0.45],
@@ -541,8 +548,8 @@ def test_a_scenario_without_a_metric_is_not_in_its_mean():
         "pushpins": {"dataset": "mvtec-loco", "seeds": loco(0.8, 0.4)},
     }
     del results["pushpins"]["seeds"]["0"]["mean"]["image_auroc"]
-    found = beside_the_papers(tables.tables(results))
-    assert {number: rows["measured here"] for number, (_, _, rows) in found.items()} == {
+    found = beside_the_papers(tables.tables({OWN: results}))
+    assert {number: rows[HERE] for number, (_, _, rows) in found.items()} == {
         5: [0.8],
         7: [0.5],
     }
@@ -558,12 +565,12 @@ def test_loco_shows_both_kinds_and_counts_their_mean():
         "mvtec-loco logical": 0.5,
         "mvtec-loco": 0.7,
     }
-    text = tables.tables(results)
+    text = tables.tables({OWN: results})
     rows = [line.split() for line in text.splitlines() if line.startswith("splicing")]
     assert rows[1:] == [
-        ["splicing_connectors", "combined", "0.900", "0.500", "0.700"],
-        ["splicing_connectors", "S-T", "alone", "0.800", "0.400", "0.600"],
-        ["splicing_connectors", "AE", "alone", "0.700", "0.600", "0.650"],
+        ["splicing_connectors", OWN, "combined", "0.900", "0.500", "0.700"],
+        ["splicing_connectors", OWN, "S-T", "alone", "0.800", "0.400", "0.600"],
+        ["splicing_connectors", OWN, "AE", "alone", "0.700", "0.600", "0.650"],
     ]
 
 
@@ -577,4 +584,33 @@ def test_spread(values, shown):
 
 
 def test_nothing_measured():
-    assert tables.tables({"a": {"dataset": "a", "seeds": {}}}) == "nothing was measured"
+    assert tables.tables({OWN: {"a": {"dataset": "a", "seeds": {}}}}) == "nothing was measured"
+
+
+def test_each_method_has_a_row_and_alike_ones_share_a_table():
+    """FastFlow was measured on one scenario less: its means are of other images."""
+    both = {
+        "bottle": {"dataset": "mvtec-ad", "seeds": seeds(0.9, 1.0)},
+        "cable": {"dataset": "mvtec-ad", "seeds": seeds(0.75)},
+    }
+    by_method = {
+        "PatchCore": both,
+        "FastFlow": {"bottle": both["bottle"], "cable": both["cable"] | {"seeds": {}}},
+        OWN: {name: entry | {"seeds": seeds(0.5)} for name, entry in both.items()},
+    }
+    text = tables.tables(by_method)
+    lines = [line.split() for line in text.splitlines()]
+    assert [line[:4] for line in lines[3:8]] == [
+        ["bottle", "PatchCore", "2", "0.950"],
+        ["bottle", "FastFlow", "2", "0.950"],
+        ["bottle", OWN, "1", "0.500"],
+        ["cable", "PatchCore", "1", "0.750"],
+        ["cable", OWN, "1", "0.500"],
+    ]
+    parts = text.split("The paper's Table 5")
+    assert len(parts) == 3  # two tables of the same metric
+    assert "2 of 15" in parts[1] and "1 of 15" in parts[2]
+    assert parts[1].split()[-8:] == [
+        *("PatchCore", "(measured", "here)", "0.850"), *HERE.split(), "0.500"
+    ]  # fmt: skip
+    assert parts[2].split()[-4:] == ["FastFlow", "(measured", "here)", "0.950"]

@@ -2,27 +2,21 @@
 
 import re
 from functools import partial
-from itertools import product
 
+from baselines.descriptors import DESCRIPTORS, POOL
+from baselines.dsr import Codebook
+from baselines.gcad import GCAD, UNet
+from baselines.simplenet import SimpleNet
+from baselines.student_teacher import StudentTeacher
 from effad_core.evaluation.costs import METHODS, Cost, costs, count, efficientad, main, table
-from effad_core.evaluation.costs.dsr import CODES, WIDTH, Codebook
-from effad_core.evaluation.costs.features import AST, FastFlow, SimpleNet
-from effad_core.evaluation.costs.regression import (
-    DESCRIPTORS,
-    GCAD,
-    POOL,
-    DenseDescriptor,
-    MultiPool,
-    StudentTeacher,
-    UNet,
-)
+from effad_core.evaluation.methods import find_method
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import efficientnet_b5
 
 
@@ -60,7 +54,7 @@ def rows() -> dict[str, Cost]:
     ids=["strided", "same", "dilated", "groups", "transposed", "linear", "norm", "resize"],
 )
 def test_a_layer_by_hand(layer, parameters, products):
-    assert count(layer, (32, 48)) == (parameters, 2 * products)
+    assert count(layer, (32, 48), torch.float32) == (parameters, 2 * products)
 
 
 @pytest.mark.parametrize(
@@ -78,21 +72,21 @@ def test_a_layer_by_its_jacobian(layer):
     """Without padding, each product of a linear layer is one entry of its Jacobian."""
     torch.manual_seed(0)
     jacobian = torch.autograd.functional.jacobian(layer(), torch.rand(1, 3, 7, 6))
-    assert count(layer, (7, 6))[1] == 2 * jacobian.count_nonzero()
+    assert count(layer, (7, 6), torch.float32)[1] == 2 * jacobian.count_nonzero()
 
 
 def test_a_look_up_in_a_codebook_is_two_matrix_products():
     def build():
-        return nn.Sequential(nn.Conv2d(3, WIDTH, 1), Codebook())
+        return nn.Sequential(nn.Conv2d(3, 24, 1), Codebook(50, 24))
 
-    parameters, flops = count(build, 16)
-    assert parameters == 3 * WIDTH + WIDTH + 2 * CODES * WIDTH
-    assert flops == 2 * 256 * WIDTH * (3 + 2 * CODES)
+    parameters, flops = count(build, 16, torch.float32)
+    assert parameters == 3 * 24 + 24 + 2 * 50 * 24
+    assert flops == 2 * 256 * 24 * (3 + 2 * 50)
 
 
 def test_flops_grow_with_the_image_and_parameters_do_not():
     layer = partial(nn.Conv2d, 3, 8, 3, padding=1)
-    small, large = count(layer, 32), count(layer, (64, 96))
+    small, large = (count(layer, size, torch.float32) for size in (32, (64, 96)))
     assert large == (small[0], 6 * small[1])
 
 
@@ -103,7 +97,7 @@ def test_a_network_with_memory_is_refused():
 
 
 def test_counting_leaves_the_defaults_alone():
-    count(partial(nn.Conv2d, 3, 8, 3), 32)
+    count(partial(nn.Conv2d, 3, 8, 3), 32, torch.float32)
     assert torch.empty(1).device.type == "cpu"
     assert torch.is_grad_enabled()
 
@@ -152,101 +146,66 @@ def test_efficientad_with_padding(rows, method, size):
     assert f"({flops / 1e9:.1f} GFLOPs with it)" in rows[method].assumed
 
 
+def paper(cls: type, **changes) -> nn.Module:
+    """What is counted of a method with the paper's widths, but for some."""
+    return cls.of_profile("paper", pretrained=False, **changes).counted()
+
+
 def test_simplenet_without_the_unread_layers_and_at_288_pixels(rows):
-    def read_layers() -> SimpleNet:
-        network = SimpleNet()
-        network.unread = nn.Identity()
-        return network
-
-    parameters, _ = count(read_layers, 64)
+    with torch.device("meta"):
+        simplenet = SimpleNet.of_profile("paper", pretrained=False)
+    parameters = sum(p.numel() for p in simplenet.parameters())
     assert f"it has {parameters / 1e6:.0f} M parameters" in rows["SimpleNet"].assumed
-    assert f"{count(SimpleNet, 288)[1] / 1e9:.1f} GFLOPs" in rows["SimpleNet"].assumed
+    _, flops = count(partial(paper, SimpleNet, image_size=288), 288, torch.uint8)
+    assert f"{flops / 1e9:.1f} GFLOPs" in rows["SimpleNet"].assumed
 
 
-def test_st_with_other_widths_and_one_border(rows, monkeypatch):
+def test_st_with_other_widths(rows, monkeypatch):
     row = rows["S-T"]
-    _, flops = count(partial(StudentTeacher, border=64), 256)
-    assert f"gives {100 * (flops / row.flops - 1):.0f} % more FLOPs" in row.assumed
     wide = ((128, 5), POOL, (128, 5), POOL, (256, 5), POOL, (256, 4), (128, 1))
     monkeypatch.setitem(DESCRIPTORS, 65, wide)
-    parameters, _ = count(StudentTeacher, 64)
+    parameters, _ = count(partial(paper, StudentTeacher, image_size=64), 64, torch.uint8)
     assert f"by {(parameters - row.parameters) / 1e6:.1f} M parameters" in row.assumed
 
 
 def test_gcad_with_both_models_and_the_other_one(rows):
-    assert f"({count(partial(GCAD, 17), 256)[1] / 1e9:.1f} GFLOPs with 17)" in rows["GCAD"].assumed
-    parameters = 2 * (count(partial(UNet, 128), 32)[0] + count(partial(UNet, 10), 32)[0])
+    _, flops = count(partial(paper, GCAD, patch_size=17), 256, torch.uint8)
+    assert f"({flops / 1e9:.1f} GFLOPs with 17)" in rows["GCAD"].assumed
+    with torch.device("meta"):
+        parameters = 2 * sum(p.numel() for n in (128, 10) for p in UNet(n).parameters())
     assert f"{parameters / 1e6:.0f} M parameters" in rows["GCAD"].assumed
 
 
 def test_ast_with_all_of_efficientnet_b5(rows):
     row = rows["AST"]
-    whole, _ = count(efficientnet_b5, 64)
-    read, _ = count(lambda: AST().extractor, 64)
+    whole, _ = count(efficientnet_b5, 64, torch.float32)
+    with torch.device("meta"):
+        layers = find_method("AST").of_profile("paper", pretrained=False).layers
+    read = sum(p.numel() for p in layers.parameters())
     assert f"would be {(whole - read) / 1e6:.0f} M)" in row.assumed
     assert f"other {row.paper_parameters - row.parameters / 1e6:.0f} M parameters" in row.assumed
 
 
-# The architectures.
-
-
-@pytest.mark.parametrize("patch_size", DESCRIPTORS)
-def test_a_descriptor_turns_one_patch_into_one_vector(patch_size):
-    def output() -> tuple[int, ...]:
-        return tuple(
-            DenseDescriptor(patch_size, border=0)(torch.empty(1, 3, *[patch_size] * 2)).shape
-        )
-
+@pytest.mark.parametrize("name", [m for m in METHODS if not m.startswith("EfficientAD")])
+def test_images_enter_as_the_paper_has_them(name):
+    """The size at which a method is counted is the one that its profile `paper` computes at."""
     with torch.device("meta"):
-        assert output()[1:] == (128, 1, 1)
+        method = find_method(name).of_profile("paper", pretrained=False)
+    assert method.image_size == (METHODS[name].image_size,) * 2
 
 
-@pytest.mark.parametrize(("patch_size", "pools"), [(17, 0), (33, 2)])
-def test_the_dense_features_are_those_of_each_patch(patch_size, pools):
-    torch.manual_seed(0)
-    dense, side = DenseDescriptor(patch_size), 4
-    patchwise = [nn.MaxPool2d(2) if isinstance(layer, MultiPool) else layer for layer in dense]
-    image = torch.rand(1, 3, side, side)
-    with torch.no_grad():
-        found = dense(image)
-        padded = F.pad(image, [patch_size // 2] * 4)
-        patches = F.unfold(padded, patch_size)[0].T.reshape(-1, 3, patch_size, patch_size)
-        expected = nn.Sequential(*patchwise)(patches).reshape(side, side, 128)
-    assert found.shape[0] == 4**pools
-    for y, x in product(range(side), repeat=2):
-        offsets = [2 * (y >> level & 1) + (x >> level & 1) for level in range(pools)]
-        batch = sum(offset * 4**level for level, offset in enumerate(offsets))
-        vector = found[batch, :, y >> pools, x >> pools]
-        assert torch.allclose(vector, expected[y, x], atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(6, 6), (7, 7), (7, 6), (2, 5)])
-def test_multi_pool_loses_no_window(size):
-    features = torch.rand(1, 1, *size)
-    pooled = MultiPool()(features)
-    assert pooled.shape == (4, 1, size[0] // 2, size[1] // 2)
-    every = F.max_pool2d(features, 2, stride=1)
-    assert set(every.flatten().tolist()) <= set(pooled.flatten().tolist())
-
-
-@pytest.mark.parametrize("patch_size", [17, 33])
-def test_gcad_branches_give_maps_of_one_size(patch_size):
-    with torch.device("meta"):
-        local, context, local_regression, context_regression = GCAD(patch_size)(
-            torch.empty(1, 3, 256, 256)
-        )
-    assert local.shape[0] * local.shape[2] * local.shape[3] >= 256 * 256
-    assert local.shape[1] == local_regression.shape[1] == 128
-    assert context.shape == context_regression.shape == (1, 10, 256, 256)
-
-
-def test_a_resnet_is_cut_behind_layer3():
-    with torch.device("meta"):
-        outputs, features = [], torch.empty(1, 3, 256, 256)
-        for stage in FastFlow().stages:
-            features = stage(features)
-            outputs.append(tuple(features.shape[1:]))
-    assert outputs == [(256, 64, 64), (512, 32, 32), (1024, 16, 16)]
+@pytest.mark.parametrize("name", ["FastFlow", "DSR", "GCAD", "S-T"])
+def test_what_is_counted_is_what_predicts(name):
+    method = find_method(name).untrained("smoke")
+    images = torch.zeros(1, 3, *method.image_size, dtype=torch.uint8)
+    with FlopCounterMode(display=False) as counter:
+        method.combined_maps(images)
+    parameters = sum(p.numel() for p in method.parameters())
+    build = partial(type(method), **method.arguments, pretrained=False)
+    assert count(lambda: build().counted(), method.image_size, torch.uint8) == (
+        parameters,
+        counter.get_total_flops(),
+    )
 
 
 # The table.

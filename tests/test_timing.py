@@ -2,11 +2,11 @@
 
 import mmap
 import sys
-from dataclasses import replace
 
 from effad_core.deployment.prepared import prepare
 from effad_core.evaluation import timing
 from effad_core.evaluation.costs import METHODS
+from effad_core.evaluation.methods import find_method
 from effad_core.evaluation.timing import main, measure, paper_timings, table
 
 import numpy as np
@@ -26,7 +26,7 @@ class Clocked:
         return self.now
 
     def combined_maps(self, images):
-        assert images.dtype == torch.uint8 and images.shape[1:] == (3, 256, 256)
+        assert images.dtype == torch.uint8 and images.shape[1:] == (3, *self.image_size)
         self.sizes.append(len(images))
         self.now += len(self.sizes) / 1000
         return torch.zeros(len(images), 3, 256, 256)
@@ -82,7 +82,8 @@ def test_the_table_and_the_paper(clocked):
     lines = table([found]).splitlines()
     (ours,) = [line for line in lines if line.startswith("EfficientAD-M, float32")]
     assert ours.split()[2:5] == ["1.5", "1.5", "1.99"] and ours.split()[6:8] == ["21", "235"]
-    wide = table([replace(found, image_size=(256, 512))]).splitlines()
+    clocked.image_size = (256, 512)
+    wide = table([measure(clocked, "EfficientAD-M", 0, 2, batch_size=1)]).splitlines()
     (ours,) = [line for line in wide if line.startswith("EfficientAD-M, float32")]
     assert float(ours.split()[7]) == pytest.approx(2 * 235, rel=0.06)  # twice, but for the edge
     (paper,) = [line for line in lines if line.startswith("EfficientAD-S (paper)")]
@@ -101,3 +102,16 @@ def test_the_command(narrow, tmp_path, capsys, refusal):
     absent = tmp_path / "absent.safetensors"
     assert "absent.safetensors does not exist" in refusal(main, absent)
     assert "not 'int4'" in refusal(main, path, "--precision", "int4")
+
+
+def test_other_methods_are_timed_as_they_are(capsys, refusal):
+    brief = ["--runs", "1", "--warm-up", "0", "--batch-size", "2", "--profile", "smoke"]
+    main(["--methods", "patchcore-ens", "FastFlow", "efficientad-s", *brief])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split(", float32")[0]: line.split() for line in lines if ", float32" in line}
+    assert list(rows) == ["PatchCore Ens", "FastFlow", "EfficientAD-S"]
+    with torch.device("meta"):
+        flows = find_method("FastFlow").of_profile("smoke", pretrained=False)
+    millions = sum(p.numel() for p in flows.parameters()) / 1e6
+    assert float(rows["FastFlow"][-3]) == pytest.approx(millions, abs=0.5)
+    assert "must be one of GCAD" in refusal(main, "--methods", "PaDiM")

@@ -127,7 +127,7 @@ class Cost:
 def count(
     build: Callable[[], nn.Module],
     image_size: int | tuple[int, int],
-    dtype: torch.dtype = torch.uint8,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[int, int]:
     """Parameters and FLOPs of a network for one image, without its memory or its weights.
 
@@ -170,7 +170,7 @@ def costs(methods: Iterable[str] = tuple(METHODS)) -> list[Cost]:
     found = []
     for name in methods:
         m = METHODS[name]
-        counted = count(m.build, m.image_size)
+        counted = count(m.build, m.image_size, torch.uint8)
         found.append(Cost(name, *counted, m.paper_parameters, m.paper_flops, m.assumed))
     return found
 

@@ -37,6 +37,7 @@ class Scored:
         peaks: the maximum of each map of `METHODS`, at the image's own size.
         at_border: whether the combined map's maximum lies in the border band, away from any
             defect; None if nobody says where the defect is.
+        level: the combined map's median.
     """
 
     sample: Sample
@@ -44,6 +45,7 @@ class Scored:
     score: float
     peaks: Mapping[str, float]
     at_border: bool | None
+    level: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -211,5 +213,6 @@ def _score(detector: Predictor, samples: Sequence[Sample], what: str) -> tuple[S
         peaks = {name: float(m.max()) for name, m in maps_of(prediction).items()}
         known = sample.label == 0 or bool(sample.mask_paths)
         border = peak_at_border(prediction.map, sample.load_mask()) if known else None
-        found.append(Scored(sample, kind_of(sample), prediction.score, peaks, border))
+        level = float(np.median(prediction.map))
+        found.append(Scored(sample, kind_of(sample), prediction.score, peaks, border, level))
     return tuple(found)

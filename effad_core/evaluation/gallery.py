@@ -1,21 +1,23 @@
 """Pictures of anomaly maps: the median image of every kind, and the failures.
 
     effad gallery solar-mono=RUN tray=RUN --output docs/gallery.png
+    effad gallery solar-mono=RUN solar-mono=OTHER --output methods.png
 
-Which images are shown, and on which colour scale, follows from the rules in `examples`.
+The second one compares methods (see `comparison`). Which images are shown, and on which colour
+scale, follows from the rules in `examples`.
 """
 
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from io import BytesIO
+from dataclasses import replace
 
 from effad_core.acceleration.devices import DEVICE_HELP
 from effad_core.datasets import open_scenario
 from effad_core.deployment.prepared import prepare
 from effad_core.detector import EfficientAD
 from effad_core.errors import command_errors
+from effad_core.evaluation.comparison import comparison_picture
 from effad_core.evaluation.examples import (
     METHODS,
     Limits,
@@ -28,26 +30,16 @@ from effad_core.evaluation.examples import (
     ranked,
     survey,
 )
+from effad_core.evaluation.methods import load_detector
+from effad_core.evaluation.pictures import Picture, save
 from effad_core.figures import map_panel
+from effad_core.prediction import Predictor
 from effad_core.storage.files import as_path, check_file, write_text
 
 import numpy as np
-from matplotlib.figure import Figure
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
 ROWS = 8  # of one figure
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure, the stem of its file, its title, and in `alt` what it shows, in words."""
-
-    name: str
-    figure: Figure
-    title: str
-    alt: str
 
 
 Rows = Sequence[tuple[Survey, Scored]]
@@ -146,15 +138,6 @@ def write_gallery(folder: str | os.PathLike, surveys: Sequence[Survey]) -> list[
     return pictures
 
 
-def save(picture: Picture, path: str | os.PathLike) -> None:
-    """Write a picture as a small PNG, with its title and its alternative text in the file."""
-    drawn, words = BytesIO(), PngInfo()
-    picture.figure.savefig(drawn, format="png", pil_kwargs={"compress_level": 1})
-    words.add_text("Title", picture.title)
-    words.add_text("Description", picture.alt)
-    Image.open(drawn).convert("RGB").save(path, format="PNG", optimize=True, pnginfo=words)
-
-
 def _pages(rows: Sequence, most: int) -> list[list]:
     """Rows on as few pages as hold them, as evenly as possible."""
     parts = np.array_split(np.arange(len(rows)), max(1, -(-len(rows) // most)))
@@ -183,7 +166,8 @@ def _picture(name: str, title: str, rows: Rows, limits: Limits, scenarios: bool 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="effad gallery",
-        description="One picture: of each scenario the median test image of each anomaly type.",
+        description="One picture: of each scenario the median test image of each anomaly type. "
+        "Name a scenario several times, with detectors of different methods, to compare them.",
         epilog="example: effad gallery solar-mono=RUN tray=RUN --output gallery.png",
     )
     parser.add_argument(
@@ -197,8 +181,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with command_errors("nothing was written"):
         check_file(options.output, "--output")
-        surveys = [_survey_named(pair, options.device) for pair in options.detectors]
-        picture = overview_picture(surveys, colour_limits(surveys))
+        named = [_named(pair, options.device) for pair in options.detectors]
+        sources = [source for source, *_ in named]
+        if len(set(sources)) < len(sources) or any(len(d.map_names) == 1 for *_, d in named):
+            surveys, picture = _compared(named)
+        else:
+            surveys = [_survey(source, detector) for source, _, detector in named]
+            picture = overview_picture(surveys, colour_limits(surveys))
         options.output.parent.mkdir(parents=True, exist_ok=True)
         save(picture, options.output)
     for one in surveys:
@@ -206,11 +195,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{options.output}: {picture.alt}")
 
 
-def _survey_named(pair: str, device: str | None) -> Survey:
+def _compared(named: Sequence[tuple[str, str, Predictor]]) -> tuple[list[Survey], Picture]:
+    """The first method's surveys, and the picture of all methods."""
+    scenarios: dict[str, dict[str, Survey]] = {}
+    for source, method, detector in named:
+        compared = scenarios.setdefault(source, {})
+        if method in compared:
+            raise ValueError(f"{source} has two detectors of {method}: name one of them")
+        compared[method] = _survey(source, detector, tested=not compared)
+    picture = comparison_picture(list(scenarios.values()))
+    return [next(iter(compared.values())) for compared in scenarios.values()], picture
+
+
+def _named(pair: str, device: str | None) -> tuple[str, str, Predictor]:
+    """The scenario, the name of the method, and the detector."""
     source, _, path = pair.partition("=")
     if not source or not path:
         raise ValueError(f"'{pair}' is not of the form SCENARIO=DETECTOR")
-    detector = EfficientAD.load(path, device)
-    found = survey(prepare(detector, device), open_scenario(source))
-    point = detector.operating_point  # the verdicts are those of `effad predict`
+    method, detector = load_detector(path, device)
+    if isinstance(detector, EfficientAD):
+        detector = prepare(detector, device)
+    return source, method, detector
+
+
+def _survey(source: str, detector: Predictor, tested: bool = True) -> Survey:
+    """Its scores; the verdicts are those of `effad predict`."""
+    scenario = open_scenario(source)
+    found = survey(detector, scenario if tested else replace(scenario, test=()))
+    point = detector.operating_point
     return found if point is None else replace(found, point=point)

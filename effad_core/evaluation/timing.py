@@ -265,7 +265,8 @@ def _timed(
         detector.precision = "float16"
     size = detector.image_size
     build = partial(type(detector), **detector.arguments, pretrained=False)
-    return measure(detector, name, *protocol, cost=count(lambda: build().counted(), size))
+    cost = count(lambda: build().counted(), size, torch.uint8)
+    return measure(detector, name, *protocol, cost=cost)
 
 
 def untrained_detector(size: str, image_size: int | tuple[int, int] = 256) -> EfficientAD:

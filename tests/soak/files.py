@@ -186,7 +186,7 @@ def read_metrics(path: Path) -> None:
 
     metrics = benchmark._read_metrics(path, {"detector": "ab"})
     if metrics is not None:
-        tables.tables({"a": {"dataset": "b", "seeds": {"0": metrics}}})
+        tables.tables({"x": {"a": {"dataset": "b", "seeds": {"0": metrics}}}})
 
 
 def read_defects(path: Path) -> None:
