@@ -181,8 +181,8 @@ def distillation_loss(decoded: Tensor, target: Tensor, descriptors: Tensor) -> d
         descriptors: shape (N, 128).
 
     Returns:
-        "knowledge": the mean over patches of the squared distance, for each feature; "compactness":
-        the sum of the correlations between different numbers of a descriptor, in magnitude.
+        "knowledge": the mean over patches and features of the squared difference; "compactness":
+        the mean magnitude of the correlations between different numbers of a descriptor.
     """
     centred = descriptors - descriptors.mean(dim=0)
     correlation = F.normalize(centred, dim=0).T @ F.normalize(centred, dim=0)  # (128, 128)

@@ -11,7 +11,8 @@ trains the quantised autoencoder, which the paper trains on ImageNet. The one th
 quarter of the paper's channels and 512 codes.
 
 EfficientAD's authors measured the defaults: 100,000 steps of 8 images, then 50,000 for the
-upsampling (half of both on VisA). Assumed: the first codes are features of the first batch.
+upsampling (half of both on VisA). Otherwise than in the code, a code that nothing chooses any more
+is drawn anew from the batch: in a short training most codes would be of no use.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from torchvision.transforms.v2.functional import rotate
 from tqdm.auto import tqdm
 
 DECAY, SMOOTHING, COMMITMENT = 0.99, 1e-5, 0.25  # of the codebooks' running means, and their loss
+FADED = 0.05  # cells a step: a code that fewer choose is drawn anew
 WEAKEST = 0.2  # share of the codes that the weakest simulated anomaly may take from
 NEAREST = 0.05  # share of the codes that are too near to be an anomaly
 AVERAGED = 21  # pixels a side: a score is a mean over so many
@@ -76,20 +78,20 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def learn(self, features: Tensor) -> None:
-        """Move each code to the running mean of the cells that choose it."""
+        """Move each code to the running mean of the cells that choose it.
+
+        A code that hardly any cell chooses any more becomes one of the batch's cells.
+        """
         cells = features.transpose(0, 1).flatten(1).T  # (N * H * W, width)
-        if not self.usage.any():
-            drawn = torch.randint(len(cells), (len(self.entries),), device=cells.device)
-            self.entries.copy_(cells[drawn])
-            self.mean.copy_(self.entries)
-            self.usage.fill_(1)
         nearest = self.distances(features).argmin(dim=2).flatten()
         chosen = F.one_hot(nearest, len(self.entries)).to(cells.dtype)
         self.usage.mul_(DECAY).add_((1 - DECAY) * chosen.sum(dim=0))
-        total = self.usage.sum()
-        self.usage.add_(SMOOTHING).mul_(total / (total + len(self.usage) * SMOOTHING))
         self.mean.mul_(DECAY).add_((1 - DECAY) * chosen.T @ cells)
-        self.entries.copy_(self.mean / self.usage[:, None])
+        faded = self.usage < FADED  # at first all of them
+        drawn = torch.randint(len(cells), (len(faded),), device=cells.device)
+        self.mean.copy_(torch.where(faded[:, None], cells[drawn], self.mean))
+        self.usage.copy_(torch.where(faded, 1.0, self.usage))
+        self.entries.copy_(self.mean / (self.usage[:, None] + SMOOTHING))
 
 
 class Residual(nn.Module):
@@ -242,8 +244,8 @@ class DSR(Method):
     NAME = "DSR"
     PROFILES: ClassVar = {
         "smoke": Profile(SMALL | {"image_size": 128}, Schedule((2, 2), 2)),
-        "quick": Profile(SMALL | {"image_size": 128}, Schedule((120, 40), 4)),
-        "laptop": Profile(SMALL, Schedule((500, 150), 4)),
+        "quick": Profile(SMALL | {"image_size": 128}, Schedule((80, 20), 2)),
+        "laptop": Profile(SMALL, Schedule((400, 100), 2)),
         "paper": Profile({"width": 128, "codes": 4096, "base": 64}, Schedule((100_000, 50_000), 8)),
     }
 

@@ -47,7 +47,7 @@ class StudentTeacher(Method):
     NEEDS_VALIDATION = True
     PROFILES: ClassVar = {
         "smoke": Profile(SMALL | {"image_size": 64}, Schedule((2,), 1)),
-        "quick": Profile(SMALL | {"image_size": 64}, Schedule((60,), 1)),
+        "quick": Profile(SMALL | {"image_size": 64}, Schedule((30,), 1)),
         "laptop": Profile(SMALL, Schedule((300,), 1)),
         "paper": Profile({"width": 1.0}, Schedule((100,), 1, epochs=True)),
     }

@@ -36,7 +36,7 @@ from torch import nn
 
 NAMES = [name for name in method_names() if not name.startswith("EfficientAD")]
 SMALL = {  # arguments with which a step takes a fraction of a second
-    "GCAD": {"base": 4, "image_size": 64},
+    "GCAD": {"width": 0.05, "base": 4, "image_size": 32},
     "S-T": {"width": 0.05, "image_size": 32},
     "DSR": {"width": 8, "codes": 32, "base": 4, "image_size": 64},
     "AST": {"image_size": 64, "teacher_width": 16, "student_width": 16},
@@ -86,17 +86,26 @@ def fit(name, scenario, run_dir=None, seed=SEED, **changes):
     return made(name, **changes).fit(scenario, schedule_of(name), seed, run_dir, "cpu")
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def fitted(request, scenario, tmp_path_factory):
-    """A fitted method of each name, and the folder of its run."""
-    folder = tmp_path_factory.mktemp("run")
-    return fit(request.param, scenario, folder), folder
-
-
 @pytest.fixture(scope="module")
-def patchcore(scenario, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("patchcore")
-    return fit("PatchCore", scenario, folder), folder
+def runs(scenario, tmp_path_factory):
+    """Gives the fitted method of a name, and the folder of its run; each is fitted once."""
+
+    @functools.cache
+    def run(name):
+        folder = tmp_path_factory.mktemp("run")
+        return fit(name, scenario, folder), folder
+
+    return run
+
+
+@pytest.fixture(params=NAMES)
+def fitted(request, runs):
+    return runs(request.param)
+
+
+@pytest.fixture
+def patchcore(runs):
+    return runs("PatchCore")
 
 
 def assert_same(found, expected, drawn=()):

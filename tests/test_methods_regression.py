@@ -140,17 +140,20 @@ def test_uncorrelated_numbers_are_compact_and_equal_ones_are_not():
     assert distillation_loss(zero, zero, twice)["compactness"].item() == pytest.approx(1)
 
 
-def test_the_pretrained_networks_features_are_means_over_the_image():
+def test_the_pretrained_features_are_means_of_two_layers_over_the_image():
     torch.manual_seed(0)
     images = torch.randint(256, (2, 3, 64, 96), dtype=torch.uint8)
+    network, layers = open_network(LITE0).eval(), []
+    for block in network.blocks[3:5]:
+        block.register_forward_hook(lambda module, args, output: layers.append(output))
+    with torch.no_grad():
+        network(normalisation(LITE0)(images))
     pooled = Pooled(LITE0)
     found = pooled(images)
-    network = open_network(LITE0).eval()
-    with torch.no_grad():
-        expected = network.forward_features(normalisation(LITE0)(images)).mean(dim=(2, 3))
-    assert found.shape == (2, 1280)
+    expected = torch.cat([layer.flatten(2).mean(dim=2) for layer in layers], dim=1)
+    assert found.shape == (2, 80 + 112)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    assert not pooled.network.training
+    assert not any(module.training for module in pooled.modules())
     assert not any(p.requires_grad for p in pooled.parameters())
 
 
