@@ -194,7 +194,7 @@ def test_images_enter_as_the_paper_has_them(name):
     assert method.image_size == (METHODS[name].image_size,) * 2
 
 
-@pytest.mark.parametrize("name", ["FastFlow", "DSR", "GCAD", "S-T"])
+@pytest.mark.parametrize("name", ["SimpleNet", "S-T", "FastFlow", "DSR", "GCAD", "AST"])
 def test_what_is_counted_is_what_predicts(name):
     method = find_method(name).untrained("smoke")
     images = torch.zeros(1, 3, *method.image_size, dtype=torch.uint8)

@@ -196,6 +196,56 @@ def open_study(name: str) -> Study:
     return Study(_facts(name))
 
 
+@dataclass(frozen=True)
+class Methods:
+    """What `open_methods` gives: all methods, each fitted to the same scenarios.
+
+    Attributes:
+        facts: run.json: "profile", "command", "processor", "settings" of each method (its arguments
+            and schedule), "costs" of each (parameters, FLOPs of an image), and "results": by
+            scenario and method "seeds" (metrics by group of images) and, a number a seed, "minutes"
+            of fitting and "milliseconds" an image of the evaluation.
+    """
+
+    facts: Mapping
+
+    def __str__(self) -> str:
+        facts = self.facts
+        results = facts["results"]
+        count = {len(one["seeds"]) for found in results.values() for one in found.values()}
+        seeds = " or ".join(map(str, sorted(count)))
+        return (
+            f"evidence: {', '.join(results)}, profile {facts['profile']}, {seeds} seed(s) "
+            f"on {facts['processor']} ({facts['command']})"
+        )
+
+    def metric(
+        self, scenario: str, method: str, name: str = "image_auroc", group: str | None = None
+    ) -> np.ndarray:
+        """A metric of every seed, shape (seeds,).
+
+        Args:
+            scenario, method: which.
+            name: as in `Evaluation.metrics`.
+            group: of images, as there; None takes the one that stands for the scenario.
+        """
+        found = self.facts["results"][scenario][method]["seeds"].values()
+        return np.array([(headline(m) if group is None else m[group])[name] for m in found])
+
+
+def open_methods() -> Methods:
+    """The comparison of all methods that is shipped with the package.
+
+    Raises:
+        RunError: if it is missing or damaged.
+
+    Example:
+        >>> len(open_methods().facts["costs"])
+        10
+    """
+    return Methods(_facts("methods"))
+
+
 def _facts(name: str) -> Mapping:
     """The run.json of an entry of evidence.toml."""
     path = shipped(f"{FOLDER}/{name}") / FACTS

@@ -6,7 +6,14 @@ nobody else holds: as the last expression of a notebook's cell it is shown once.
 
 from .diagrams import pipeline_diagram
 from .images import image_grid, map_panel, matrices, matrix, patches_on_image
-from .plots import bars, curves, map_distributions, roc_curves, score_histogram
+from .plots import (
+    bars,
+    curves,
+    labelled_points,
+    map_distributions,
+    roc_curves,
+    score_histogram,
+)
 from .style import ANOMALOUS, MAP_COLOURS, NORMAL, PALETTE, use_style
 
 __all__ = [
@@ -17,6 +24,7 @@ __all__ = [
     "bars",
     "curves",
     "image_grid",
+    "labelled_points",
     "map_distributions",
     "map_panel",
     "matrices",

@@ -1,7 +1,7 @@
 """Distributions, curves and bars of numbers."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from effad_core.metrics import image_auroc
 from effad_core.thresholds import roc_curve
@@ -10,7 +10,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from .style import BLACK, GRAY, NORMAL, PALETTE, drawn_in_style, finite, group_colours, new_figure
+from .style import (
+    ANOMALOUS,
+    BLACK,
+    GRAY,
+    NORMAL,
+    PALETTE,
+    drawn_in_style,
+    finite,
+    group_colours,
+    new_figure,
+)
 
 
 @drawn_in_style
@@ -233,4 +243,40 @@ def bars(
     if lengths.min() >= 0 and not log:
         ax.set_xlim(left=0)
     ax.set(title=title, xlabel=xlabel)
+    return figure
+
+
+@drawn_in_style
+def labelled_points(
+    points: Mapping[str, tuple[float, float]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    marked: Collection[str] = (),
+) -> Figure:
+    """Named points, for example accuracy against latency; x is logarithmic.
+
+    Args:
+        points: (x, y) by name, x above 0.
+        xlabel, ylabel: what the axes are.
+        title: says what to see.
+        marked: names whose points are drawn in another colour.
+
+    Raises:
+        ValueError: for no points, values that are not finite, or an x that is not above 0.
+    """
+    values = finite([pair for pair in points.values()], "the points").reshape(-1, 2)
+    if values[:, 0].min() <= 0:
+        raise ValueError("x is logarithmic: each must be above 0")
+    figure, axes = new_figure(height=4.6, width=7.2)
+    ax = axes[0, 0]
+    for number, (name, (x, y)) in enumerate(sorted(points.items(), key=lambda item: item[1][1])):
+        ax.scatter(x, y, color=ANOMALOUS if name in marked else NORMAL, s=36, zorder=2)
+        above = 6 if number % 2 else -6  # neighbours in height do not cover one another
+        ax.annotate(name, (x, y), (7, above), textcoords="offset points", va="center", fontsize=9)
+    ax.set_xscale("log")
+    ax.margins(x=0.22, y=0.1)
+    ax.grid(axis="both")
+    ax.set_axisbelow(True)
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure
