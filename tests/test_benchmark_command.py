@@ -11,7 +11,7 @@ from effad_core import EfficientAD, PatchDescriptionNetwork, Schedule
 from effad_core.datasets import DefectKind, Sample
 from effad_core.distillation.algorithm import save_teacher
 from effad_core.errors import DataError
-from effad_core.evaluation import benchmark, tables
+from effad_core.evaluation import benchmark, methods, tables
 from effad_core.storage.weights import fingerprint
 
 import numpy as np
@@ -246,9 +246,9 @@ def test_what_can_be_known_is_said_before_any_training(dataset, run, monkeypatch
     (dataset / "bolt").rename(dataset / "nut")  # after clip
     change, message = FAULTS[fault]
     change(dataset / "nut")
-    said, train = [], benchmark.train
+    said, train = [], methods.train
     monkeypatch.setattr(
-        benchmark, "train", lambda *a, **k: said.append(a[1].name) or train(*a, **k)
+        methods, "train", lambda *a, **k: said.append(a[1].name) or train(*a, **k)
     )
     options = ("--seeds", 0, 1) if fault == "no test images" else ("--seeds", 0)
     if fault == "no training images":  # then it is no scenario of a dataset's folder
@@ -284,7 +284,7 @@ def test_an_output_that_cannot_be_written_is_said_at_once(
     dataset, narrow, monkeypatch, tmp_path, capsys, option
 ):
     monkeypatch.setattr(benchmark, "new_detector", lambda *_: narrow())
-    monkeypatch.setattr(benchmark, "train", None)
+    monkeypatch.setattr(methods, "train", None)
     (tmp_path / "file").touch()
     places = {
         "--output": tmp_path / "r.json",
@@ -318,7 +318,7 @@ def test_maps_that_would_share_a_file_are_said_before_the_training(dataset, run,
 
 
 def test_an_interrupted_sweep_goes_on(dataset, run, monkeypatch):
-    calls, train = [], benchmark.train
+    calls, train = [], methods.train
 
     def pressed(*arguments, **options):
         calls.append(1)
@@ -326,7 +326,7 @@ def test_an_interrupted_sweep_goes_on(dataset, run, monkeypatch):
             raise KeyboardInterrupt
         return train(*arguments, **options)
 
-    monkeypatch.setattr(benchmark, "train", pressed)
+    monkeypatch.setattr(methods, "train", pressed)
     _, content, code = run(dataset, "--seeds", 0, fails=True)
     assert code == 130
     assert [len(entry["seeds"]) for entry in content["methods"][OWN].values()] == [1, 0]
