@@ -247,9 +247,7 @@ def test_what_can_be_known_is_said_before_any_training(dataset, run, monkeypatch
     change, message = FAULTS[fault]
     change(dataset / "nut")
     said, train = [], methods.train
-    monkeypatch.setattr(
-        methods, "train", lambda *a, **k: said.append(a[1].name) or train(*a, **k)
-    )
+    monkeypatch.setattr(methods, "train", lambda *a, **k: said.append(a[1].name) or train(*a, **k))
     options = ("--seeds", 0, 1) if fault == "no test images" else ("--seeds", 0)
     if fault == "no training images":  # then it is no scenario of a dataset's folder
         (dataset / "nut" / "train" / "good").mkdir(parents=True)
@@ -364,7 +362,7 @@ def test_each_teacher_has_its_own_runs(dataset, run, narrow, tmp_path):
         options = () if teacher is None else ("--teacher", teacher)
         text, content, _ = run(dataset / "bolt", "--seeds", 0, *options)
         assert "evaluated before" not in text
-        found[content["settings"]["teacher"]] = content["settings"]["teacher_weights"]
+        found[content["settings"]["teacher"]] = content["settings"]["teacher_weights"][OWN]
     paths = [str(tmp_path / f"{seed}.safetensors") for seed in saved]
     assert list(found) == ["shipped", "random", *paths]
     assert [found[path] for path in paths] == list(saved.values())
