@@ -305,6 +305,7 @@ def test_a_survey_scores_what_the_detector_predicts(part):
         expected = {"combined": brightest, "student-teacher": 2 * brightest}
         assert {name: one.peaks[name] for name in expected} == pytest.approx(expected)
         assert one.at_border is False
+        assert one.level == np.median(Brightness().predict(one.sample.path).map)
     assert len(survey(Brightness(), part, test_images=4).test) == 4
 
 

@@ -138,7 +138,7 @@ def test_a_wheel_trains_and_predicts_without_the_checkout_and_without_extras(dra
     ]
     assert (site / "effad_core" / "py.typed").is_file()
     installed = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
-    assert installed == {"bin", "effad_core", "parts_tray"}  # and no baselines
+    assert installed == {"bin", "baselines", "effad_core", "parts_tray"}
 
 
 def test_what_is_shipped_is_what_the_repository_has():

@@ -35,9 +35,9 @@ class Counted:
     assumed: str  # what was assumed, and where known why the count deviates
 
 
-def efficientad(size: str, padding: bool = False) -> EfficientAD:
+def efficientad(size: str, padding: bool = False, out_channels: int = 384) -> EfficientAD:
     """The detector itself; what is counted is its three networks on one image."""
-    detector = EfficientAD(size, padding)
+    detector = EfficientAD(size, padding, out_channels=out_channels)
     detector.forward = detector.squared_differences
     return detector
 

@@ -202,9 +202,9 @@ class Methods:
 
     Attributes:
         facts: run.json: "profile", "command", "processor", "settings" of each method (its arguments
-            and schedule), "costs" of each (parameters, FLOPs of an image), and "results": by
-            scenario and method "seeds" (metrics by group of images) and, a number a seed, "minutes"
-            of fitting and "milliseconds" an image of the evaluation.
+            and schedule), "costs" of each (parameters, FLOPs of an image), its "milliseconds" an
+            image, and "results": by scenario and method "seeds" (metrics by group of images) and
+            "minutes" of fitting by seed.
     """
 
     facts: Mapping
@@ -240,8 +240,8 @@ def open_methods() -> Methods:
         RunError: if it is missing or damaged.
 
     Example:
-        >>> len(open_methods().facts["costs"])
-        10
+        >>> open_methods().metric("tray", "PatchCore", group="structural_anomalies").shape
+        (1,)
     """
     return Methods(_facts("methods"))
 

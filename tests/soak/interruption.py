@@ -346,12 +346,13 @@ def draw_images(folder: Path) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones too; config.json without the times measured for it.
 
-    The files of locks, which filelock leaves lying, are not among them.
+    The files of locks, which filelock leaves lying, are not among them, and took.json, which holds
+    times alone, neither.
     """
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(".lock")
+        if path.is_file() and not path.name.endswith((".lock", "took.json"))
     }
 
 
