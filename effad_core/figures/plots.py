@@ -275,6 +275,8 @@ def labelled_points(
         above = 6 if number % 2 else -6  # neighbours in height do not cover one another
         ax.annotate(name, (x, y), (7, above), textcoords="offset points", va="center", fontsize=9)
     ax.set_xscale("log")
+    for axis_formatter in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+        axis_formatter(StrMethodFormatter("{x:g}"))
     ax.margins(x=0.22, y=0.1)
     ax.grid(axis="both")
     ax.set_axisbelow(True)
