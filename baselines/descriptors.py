@@ -19,6 +19,7 @@ from itertools import product
 from pathlib import Path
 
 from baselines.layers import Layers
+from baselines.method import train_steps
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
 from effad_core.acceleration.memory import keep_freed_memory
 from effad_core.datasets import open_pretraining
@@ -34,7 +35,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 POOL = None  # in the lists below; a convolution is (output channels, kernel size)
 DESCRIPTORS = {  # patch size -> layers that turn one patch into 128 numbers
@@ -242,36 +242,21 @@ def _distil(args: argparse.Namespace) -> None:
         "steps": args.steps, "batch_size": args.batch_size, "input_size": args.input_size,
     }  # fmt: skip
     modules = {"networks": networks, "decoders": decoders}
+
+    def terms_of(step: int) -> dict[str, Tensor]:
+        crops = _crops(images, step, args, device)
+        target = ((pretrained(crops) - mean) / deviation).clone()
+        terms = {}
+        for name, network in networks.items():
+            size = (int(name),) * 2
+            small = F.interpolate(crops.float() / 255, size, mode="bilinear", antialias=True)
+            found = network.patches(normalise(small))
+            own = distillation_loss(decoders[name](found), target, found)
+            terms |= {f"{key} {name}": value for key, value in own.items()}
+        return terms
+
     run = Run(args.run_dir, config, modules, {"optimizer": optimizer}, args.steps)
-    with run:
-        done, _ = run.resume()
-        progress = tqdm(range(done, args.steps), initial=done, total=args.steps)
-        for step in progress:
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * (
-                    0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / args.steps))
-                )
-            crops = _crops(images, step, args, device)
-            target = (pretrained(crops) - mean) / deviation
-            terms = {}
-            for name, network in networks.items():
-                size = int(name)
-                small = F.interpolate(
-                    crops.float() / 255, size=(size, size), mode="bilinear", antialias=True
-                )
-                found = network.patches(normalise(small))
-                own = distillation_loss(decoders[name](found), target.clone(), found)
-                terms |= {f"{key} {name}": value for key, value in own.items()}
-            optimizer.zero_grad()
-            sum(terms.values()).backward()
-            optimizer.step()
-            run.window.append({name: value.item() for name, value in terms.items()})
-            if (step + 1) % 100 == 0 or step + 1 == args.steps:
-                row = {key: float(np.mean([r[key] for r in run.window])) for key in terms}
-                progress.set_postfix({key: f"{value:.3f}" for key, value in row.items()})
-                run.log({"step": step + 1} | row)
-                run.window.clear()
-            run.after(step + 1)
+    train_steps(run, optimizer, terms_of, lambda done: 0.505 + 0.495 * math.cos(math.pi * done))
     weights = {
         f"{n}.{k}": v.half() for n, net in networks.items() for k, v in net.state_dict().items()
     }

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
-from baselines.method import Method, Phase, Profile, Schedule, pixels
+from baselines.method import Method, Phase, Profile, Schedule, pixels, train_steps
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
 from effad_core.acceleration.memory import keep_freed_memory
 from effad_core.datasets import ResizedImages, open_pretraining
@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import rotate
-from tqdm.auto import tqdm
 
 DECAY, SMOOTHING, COMMITMENT = 0.99, 1e-5, 0.25  # of the codebooks' running means, and their loss
 FADED = 0.05  # cells a step: a code that fewer choose is drawn anew
@@ -499,26 +498,13 @@ def _train_autoencoder(args: argparse.Namespace) -> None:
         "digests": {"images": images.identity()}, "steps": args.steps,
         "batch_size": args.batch_size, "crop": args.crop,
     }  # fmt: skip
+
+    def terms_of(step: int) -> dict[str, Tensor]:
+        crops = images.crops(np.random.default_rng((0, step)), args.batch_size, args.crop)
+        return autoencoder_loss(network, crops.to(device).float() / 255)
+
     run = Run(args.run_dir, config, {"autoencoder": network}, {"adam": optimizer}, args.steps)
-    with run:
-        done, _ = run.resume()
-        progress = tqdm(range(done, args.steps), initial=done, total=args.steps)
-        for step in progress:
-            torch.manual_seed(step)
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-3 * (1 - 0.9 * step / args.steps)
-            crops = images.crops(np.random.default_rng((0, step)), args.batch_size, args.crop)
-            terms = autoencoder_loss(network, crops.to(device).float() / 255)
-            optimizer.zero_grad()
-            sum(terms.values()).backward()
-            optimizer.step()
-            run.window.append({name: value.item() for name, value in terms.items()})
-            if (step + 1) % 100 == 0 or step + 1 == args.steps:
-                row = {key: float(np.mean([r[key] for r in run.window])) for key in terms}
-                progress.set_postfix({key: f"{value:.4f}" for key, value in row.items()})
-                run.log({"step": step + 1} | row)
-                run.window.clear()
-            run.after(step + 1)
+    train_steps(run, optimizer, terms_of, lambda done: 1 - 0.9 * done)
     # but for the codebooks' sums, which only a training reads, and which half precision cannot hold
     weights = {
         name: value if name.endswith((".mean", ".usage")) else value.half()

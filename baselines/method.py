@@ -522,3 +522,38 @@ class Frozen:
 def pixels(images: ResizedImages, numbers: Sequence[int], device: torch.device) -> Tensor:
     """Some of the images, uint8, shape (n, 3, H, W)."""
     return torch.stack([to_tensor(images[number]) for number in numbers]).to(device)
+
+
+def train_steps(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    terms_of: Callable[[int], dict[str, Tensor]],
+    rate: Callable[[float], float],
+) -> None:
+    """Train what methods build on, on photographs: the steps that a run still lacks.
+
+    Args:
+        run: where it is logged, and resumed from.
+        optimizer: its learning rates are those of the beginning.
+        terms_of: the number of a step -> the terms of its loss, scalars with gradients.
+        rate: share of the steps that is done, in [0, 1) -> what learning rates are multiplied by.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    with run:
+        done, _ = run.resume()
+        progress = tqdm(range(done, run.total), initial=done, total=run.total)
+        for step in progress:
+            torch.manual_seed(step)
+            for group, first in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = first * rate(step / run.total)
+            terms = terms_of(step)
+            optimizer.zero_grad()
+            sum(terms.values()).backward()
+            optimizer.step()
+            run.window.append({name: value.item() for name, value in terms.items()})
+            if (step + 1) % 100 == 0 or step + 1 == run.total:
+                row = {name: float(np.mean([r[name] for r in run.window])) for name in terms}
+                progress.set_postfix({name: f"{value:.4f}" for name, value in row.items()})
+                run.log({"step": step + 1} | row)
+                run.window.clear()
+            run.after(step + 1)

@@ -13,7 +13,7 @@ with
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -130,7 +130,7 @@ class OwnRecipe:
         name: of the method.
     """
 
-    detector: object
+    detector: Callable[[], EfficientAD]
     schedule: Schedule
     pretraining: PretrainingImages
     name: str = "EfficientAD-S"
