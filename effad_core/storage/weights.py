@@ -4,7 +4,8 @@ Files are safetensors with a JSON header: nothing is ever unpickled.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -43,30 +44,16 @@ def read_tensors(path: str | Path, kind: str, **entries: type) -> tuple[dict[str
         RunError: for a missing, truncated or foreign file.
     """
     path = as_path(path)
-    if not path.is_file():
-        raise RunError(f"{path} does not exist; check the path")
-    try:
-        _check_length(path)
-        with safe_open(path, framework="pt") as file:
-            header = _parsed((file.metadata() or {}).get("effad", "null"))
-            if not isinstance(header, dict) or header.get("kind") != kind:
+    with _opened(path) as (file, header):
+        if not isinstance(header, dict) or header.get("kind") != kind:
+            raise RunError(f"{path} is a safetensors file, but not a {kind} that effad_core wrote")
+        for name, wanted in entries.items():
+            if type(header.get(name)) is not wanted:
                 raise RunError(
-                    f"{path} is a safetensors file, but not a {kind} that effad_core wrote"
+                    f"{path} has a damaged header: {name!r} is missing or no "
+                    f"{wanted.__name__}; copy it again or train again"
                 )
-            for name, wanted in entries.items():
-                if type(header.get(name)) is not wanted:
-                    raise RunError(
-                        f"{path} has a damaged header: {name!r} is missing or no "
-                        f"{wanted.__name__}; copy it again or train again"
-                    )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except RunError:
-        raise
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise RunError(
-            f"{path} is not a whole safetensors file ({one_line(error)}); "
-            "copy it again or train again"
-        ) from None
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return tensors, header
 
 
@@ -76,19 +63,26 @@ def header_of(path: str | Path) -> dict:
     Raises:
         RunError: for a missing or truncated file.
     """
-    path = as_path(path)
+    with _opened(as_path(path)) as (_, header):
+        return header if isinstance(header, dict) else {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[safe_open, object]]:
+    """A safetensors file and the JSON in its header; RunError if it is missing or not whole."""
     if not path.is_file():
         raise RunError(f"{path} does not exist; check the path")
     try:
         _check_length(path)
         with safe_open(path, framework="pt") as file:
-            header = _parsed((file.metadata() or {}).get("effad", "null"))
+            yield file, _parsed((file.metadata() or {}).get("effad", "null"))
+    except RunError:
+        raise
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise RunError(
             f"{path} is not a whole safetensors file ({one_line(error)}); "
             "copy it again or train again"
         ) from None
-    return header if isinstance(header, dict) else {}
 
 
 def _check_length(path: Path) -> None:
