@@ -24,7 +24,7 @@ from effad_core import EfficientAD, Sample, Scenario, Schedule, evaluate, open_s
 from effad_core.datasets import PretrainingImages, ResizedImages, open_pretraining
 from effad_core.detector import DETECTOR
 from effad_core.errors import RunError, command_errors
-from effad_core.evaluation.evidence import FACTS, FOLDER, TEACHER
+from effad_core.evaluation.evidence import FACTS, FOLDER, TEACHER, mean_levels
 from effad_core.storage.digests import combined, inventory
 from effad_core.storage.files import as_path, write_text
 from effad_core.storage.runs import Run
@@ -162,6 +162,7 @@ def make(name: str, entry: Mapping, runs: Path, folder: Path) -> None:
     facts |= settings(entry["profile"], entry["changes"], entry["size"])
     facts |= {"command": "make evidence", "minutes": {}, "metrics": {}}
     facts["training_images"] = combined(inventory(sample.path for sample in scenario.train))
+    facts["training_levels"] = mean_levels(scenario.train).round(3).tolist()
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
     for seed in entry["seeds"]:

@@ -226,11 +226,11 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
         faster[torch.conv2d] = convolution
     half = torch.float16 if precision == "float16" else torch.bfloat16
     autocast = torch.autocast(device.type, half, enabled=precision in ("float16", "bfloat16"))
-    with _Instead(faster) if faster else nullcontext(), autocast:
+    with Instead(faster) if faster else nullcontext(), autocast:
         yield
 
 
-class _Instead(TorchFunctionMode):
+class Instead(TorchFunctionMode):
     """Inside the block, networks call other functions in place of some of torch's.
 
     Args:
