@@ -527,7 +527,8 @@ def test_one_precision_for_thresholds_and_verdicts(narrow, scenario, pretraining
     """What was trained in bfloat16 computes in it everywhere, also from its file."""
     ad = narrow()
     assert ad.precision == "float32"
-    train(ad, scenario, Schedule.smoke(precision="bfloat16"), pretraining)
+    brief = Schedule.smoke(precision="bfloat16", iterations=1, autoencoder_iterations=1)
+    train(ad, scenario, brief, pretraining)
     assert ad.precision == "bfloat16"
     fit_thresholds(ad, scenario.validation, 0.5, guarantee="average")
     scores = [p.score for p in ad.predict([s.path for s in scenario.validation])]

@@ -69,6 +69,8 @@ def test_another_teacher_is_refused(narrow, trained, scenario, pretraining):
 
 def test_the_command_goes_on(drawn, tmp_path, monkeypatch, capsys, refusal):
     monkeypatch.chdir(tmp_path)
+    brief = Schedule.smoke(iterations=1, autoencoder_iterations=1)
+    monkeypatch.setattr(Schedule, "smoke", lambda **_: brief)
     options = ["--profile", "smoke", "--rate", "0.5", "--guarantee", "average", "--device", "cpu"]
     folder = str(drawn[0].parent)
     train_main([folder, *options, "--run-dir", "first"])

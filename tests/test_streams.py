@@ -137,10 +137,14 @@ class Camera:
 
     def show_until(self, number):
         """Let the frames up to this number come, and wait until they have been read."""
+        self.let_come(number)
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.shown >= number, timeout=60)
+
+    def let_come(self, number):
         with self.changed:
             self.until = number
             self.changed.notify_all()
-            assert self.changed.wait_for(lambda: self.shown >= number, timeout=60)
 
     def read(self):
         with self.changed:
@@ -167,7 +171,7 @@ def test_of_a_camera_the_newest_frame_is_taken(monkeypatch):
     assert numbers[0] <= 1 and numbers[1] in (5, 6)
     assert second.passed == numbers[1] - numbers[0] - 1
     assert second.name.name.endswith(f"-frame_{numbers[1]:06d}")
-    camera.until = 100
+    camera.let_come(100)
     with pytest.raises(DataError, match="camera:3 gives no more frames: see that it runs"):
         for frame in frames:
             numbers.append(frame.image.getpixel((0, 0))[0])

@@ -7,7 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from effad_core import EfficientAD, Schedule, evaluate, export, fit_thresholds, prepare, train
+from effad_core import (
+    EfficientAD,
+    Schedule,
+    evaluate,
+    export,
+    fit_thresholds,
+    prepare,
+    train,
+    training,
+)
 from effad_core.datasets import DataError, Sample, Scenario, normalise, to_tensor
 from effad_core.deployment.own_images import train_main
 from effad_core.detector import place_cells
@@ -244,6 +253,7 @@ def test_an_image_smaller_than_a_tile_is_named_before_the_training(
 
 def test_the_command_trains_with_tiles(large, tmp_path, monkeypatch, capsys, refusal):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "FEWEST_CROPS", 8)
     folder = tmp_path / "parts"
     folder.mkdir()
     for path in large:

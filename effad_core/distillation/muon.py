@@ -14,7 +14,7 @@ class KernelMuon(torch.optim.Muon):
     A kernel is a matrix of C_out rows; here one row is the kernel as it lies in memory, so that the
     matrix shares it. Rates are scaled so that a step is as large as one of Adam's.
 
-    torch makes the step's matrix orthogonal in bfloat16; here that happens in float32, because a CPU
+    torch makes the step's matrix orthogonal in bfloat16. Here that happens in float32: a CPU
     without instructions for bfloat16 takes about fifty times as long in it.
 
     Raises:
