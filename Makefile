@@ -34,7 +34,7 @@ test: .venv/.installed ## Lint, unit tests, and the notebooks' checked outputs
 	$(BIN) -m ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN) -m pytest -n 2 --dist loadfile
 	$(BIN) notebooks/smoke.py build/smoke
-	$(BIN) -m pytest -W default --nbval-lax --nbval-current-env build/smoke/notebooks
+	OMP_NUM_THREADS=1 $(BIN) -m pytest -n 2 --dist loadfile -W default --nbval-lax --nbval-current-env build/smoke/notebooks
 
 test-oldest: .venv/.installed ## Run the unit tests on the oldest versions that pyproject.toml admits
 	rm -rf build/oldest

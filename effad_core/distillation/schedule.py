@@ -68,7 +68,7 @@ class DistillationSchedule:
 
     @classmethod
     def quick(cls) -> "DistillationSchedule":
-        """A minute or two: enough to see the loss fall, not a teacher to use."""
+        """One to three minutes: enough to see the loss fall, not a teacher to use."""
         return replace(cls.laptop(), iterations=80, statistics_images=128, size=96)
 
     @classmethod
