@@ -3,9 +3,10 @@
     python benchmarks/distillation.py
     python benchmarks/distillation.py FOLDER   # of photographs, instead of those in the packages
 
-Plain: the batch norms of Psi as modules of their own, and the C library's memory settings, which
-return freed memory to the system. The settings last for a process's life, so each variant runs in
-processes of its own, in turns, and the ratio is the median over the turns.
+Plain: the batch norms of Psi as modules of their own; the C library's memory settings, which return
+freed memory to the system; and torch's Muon, which computes in bfloat16. The settings last for a
+process's life, so each variant runs in processes of its own, in turns, and the ratio is the median
+over the turns.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 from effad_core import (
     DistillationSchedule,
@@ -22,7 +24,7 @@ from effad_core import (
     open_pretraining,
 )
 from effad_core.acceleration.memory import keep_freed_memory
-from effad_core.distillation import extractors
+from effad_core.distillation import extractors, muon
 from effad_core.distillation.algorithm import make_optimizers
 from effad_core.distillation.pairs import Pairs
 
@@ -35,6 +37,7 @@ def measure(variant: str, source: str, steps: int) -> dict[str, float]:
     """Median seconds of each part of a step, after as many steps to warm up."""
     if variant == "plain":
         extractors.fold_batch_norms = lambda network: 0
+        muon.Instead = nullcontext  # nothing is called instead
     else:
         keep_freed_memory()
     torch.manual_seed(0)

@@ -69,7 +69,7 @@ class Schedule:
 
     @classmethod
     def quick(cls, **changes) -> "Schedule":
-        """A first look, in one to eight minutes on two CPU cores.
+        """A first look, in minutes on two CPU cores.
 
         Its loss counts the hardest tenth of the differences: from fewer, a student learns too
         little in so few iterations (notebook 03).

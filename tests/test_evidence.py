@@ -185,8 +185,14 @@ def test_images_that_another_processor_drew_are_recognised(copied, drawn, tmp_pa
     train = tuple(Sample(path, 0, "good") for path in changed)
     rest = tuple(Sample(path, 0, "good") for path in drawn[4:6])
     scenario = Scenario("tray", train, rest[:1], rest[1:], "drawn", "CC0")
-    np.testing.assert_allclose(mean_levels(train[:1])[0], np.array(train[0].load()).mean())
     assert (evidence_of(scenario) is not None) == found
+
+
+def test_the_mean_level_is_that_of_all_pixels_and_colours(tmp_path):
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    pixels[0] = (30, 60, 90)  # half of the pixels, of mean 60
+    Image.fromarray(pixels).save(tmp_path / "half.png")
+    assert mean_levels([Sample(tmp_path / "half.png", 0, "good")]).tolist() == [30]
 
 
 def test_a_detector_of_another_teacher_is_refused(copied, monkeypatch):

@@ -231,7 +231,7 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 class Instead(TorchFunctionMode):
-    """Inside the block, networks call other functions in place of some of torch's.
+    """Inside the block, other functions are called in place of some of torch's.
 
     Args:
         functions: by the one of torch's.

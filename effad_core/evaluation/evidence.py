@@ -268,9 +268,9 @@ def mean_levels(samples: Sequence[Sample]) -> np.ndarray:
 def evidence_of(scenario: Scenario) -> Evidence | None:
     """The evidence whose detector was trained on these images; None if there is none.
 
-    The same files are recognised by their content. The parts tray is drawn on the reader's machine,
-    and processors round differently: so are images whose mean levels hardly differ, in the same
-    order.
+    The same files are recognised by their content. Other files count as the same images if the
+    mean level of each is nearly that of the evidence's image: the parts tray is drawn on the
+    reader's machine, and processors round differently.
 
     Args:
         scenario: opened as in the evidence: with the same validation images.
