@@ -16,7 +16,7 @@ export PROFILE SCENARIO DATA TORCH_INDEX PORT MINUTES CHROMIUM
 BIN := .venv/bin/python
 PIP := -m pip install --disable-pip-version-check
 # What the notebooks and the tests need; `pip install .` alone is enough to train and to predict.
-EXTRAS := .[course,distill,export,serve,test]
+EXTRAS := .[cluster,course,distill,export,serve,test]
 # JupyterLab's kernel is this environment's, whatever else is installed on the machine.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
@@ -77,7 +77,7 @@ constraints: python ## Refresh constraints.txt with the newest admitted versions
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python $(PIP) --upgrade setuptools
-	build/constraints/bin/python $(PIP) --no-build-isolation --editable '.[course,distill,export,serve,test,site,browser]' $(HOLD)
+	build/constraints/bin/python $(PIP) --no-build-isolation --editable '.[cluster,course,distill,export,serve,test,site,browser]' $(HOLD)
 	grep '^#' constraints.txt > build/constraints.txt
 	build/constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable >> build/constraints.txt
 	mv build/constraints.txt constraints.txt

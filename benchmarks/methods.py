@@ -18,7 +18,7 @@ from pathlib import Path
 from effad_core import EfficientAD
 from effad_core.deployment.prepared import prepare
 from effad_core.errors import RunError, command_errors
-from effad_core.evaluation.benchmark import TOOK
+from effad_core.evaluation.tasks import TOOK
 from effad_core.evaluation.costs import count, efficientad
 from effad_core.evaluation.methods import SIZES, find_method, method_names, slug
 from effad_core.evaluation.scores import METRICS

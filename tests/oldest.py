@@ -32,7 +32,7 @@ def main() -> None:
     project, extras = settings["project"], settings["project"]["optional-dependencies"]
     lines = settings["build-system"]["requires"] + project["dependencies"]
     # the extras that `make test` installs
-    for extra in ("course", "distill", "export", "serve", "test"):
+    for extra in ("cluster", "course", "distill", "export", "serve", "test"):
         lines += extras[extra]
     for requirement in map(Requirement, lines):
         command = [sys.executable, "-m", "pip", "index", "versions", requirement.name]

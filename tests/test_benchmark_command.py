@@ -11,7 +11,7 @@ from effad_core import EfficientAD, PatchDescriptionNetwork, Schedule
 from effad_core.datasets import DefectKind, Sample
 from effad_core.distillation.algorithm import save_teacher
 from effad_core.errors import DataError
-from effad_core.evaluation import benchmark, methods, tables
+from effad_core.evaluation import benchmark, methods, tables, tasks
 from effad_core.storage.weights import fingerprint
 
 import numpy as np
@@ -91,7 +91,7 @@ def test_a_sweep_resumes_and_repeats_nothing(dataset, run, monkeypatch, tmp_path
     def forbidden(*_):
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(benchmark, "evaluate", forbidden)
+    monkeypatch.setattr(tasks, "evaluate", forbidden)
     again_text, again, _ = run(dataset, "--seeds", 0, 1)
     assert again == content and again_text.count("evaluated before") == 4
 
@@ -160,10 +160,10 @@ def test_everything_that_a_metric_is_computed_from_counts(drawn, tmp_path):
         (replace(first, defect_kinds=(replace(kind, saturation_threshold=4.0),)), good),
         (replace(first, mask_paths=(drawn[2],)), replace(good, path=drawn[3])),
     ]  # fmt: skip
-    found = {benchmark.tested(samples) for samples in ((first, good), *others)}
+    found = {tasks.tested(samples) for samples in ((first, good), *others)}
     assert len(found) == 11
     mask.write_bytes(drawn[3].read_bytes())
-    assert benchmark.tested((first, good)) not in found
+    assert tasks.tested((first, good)) not in found
 
 
 def test_other_training_images_under_the_same_names_fail_with_a_reason(dataset, run, drawn):
@@ -370,7 +370,7 @@ def test_each_teacher_has_its_own_runs(dataset, run, narrow, tmp_path):
     suffixes = ["", "-teacher-random", *(f"-teacher-{digits[:8]}" for digits in saved.values())]
     assert folders(tmp_path) == sorted(run_name + suffix for suffix in suffixes)
     for suffix, digits in zip(suffixes, found.values(), strict=True):
-        trained = EfficientAD.load(tmp_path / "runs" / (run_name + suffix) / benchmark.DETECTOR)
+        trained = EfficientAD.load(tmp_path / "runs" / (run_name + suffix) / tasks.DETECTOR)
         assert fingerprint(trained.teacher.state_dict()) == digits
         assert trained.card["training"]["teacher_weights"] == digits
     assert trained.card["teacher"] == {"seed": 2}

@@ -7,7 +7,7 @@ from baselines.patchcore import PatchCore
 from benchmarks import methods as gathering
 from effad_core.datasets import Sample
 from effad_core.errors import RunError
-from effad_core.evaluation import benchmark
+from effad_core.evaluation import benchmark, tasks
 from effad_core.evaluation.comparison import comparison_limits, comparison_picture
 from effad_core.evaluation.evidence import open_methods
 from effad_core.evaluation.examples import METHODS, Scored, Survey
@@ -111,7 +111,7 @@ def test_the_benchmark_fits_another_method_and_takes_its_run_up(part, small, tmp
     seeds = content["methods"]["PatchCore"]["bolt"]["seeds"]
     assert list(seeds) == ["0", "1"] and "aupro_0.3" in seeds["0"]["all"]
     folder = tmp_path / "runs" / "bolt-smoke-patchcore-seed0"
-    took = json.loads((folder / benchmark.TOOK).read_text())
+    took = json.loads((folder / tasks.TOOK).read_text())
     assert took["minutes"] > 0 and took["milliseconds"] > 0
     assert PatchCore.load(folder, "cpu").card["training"]["seed"] == 0
     benchmark.main(command)
@@ -122,7 +122,7 @@ def test_the_benchmark_fits_another_method_and_takes_its_run_up(part, small, tmp
     assert list(results["bolt"]) == ["PatchCore"] and len(machines) == 1
     entry = results["bolt"]["PatchCore"]
     assert entry["seeds"]["1"]["all"]["image_auroc"] == round(seeds["1"]["all"]["image_auroc"], 4)
-    (folder / benchmark.TOOK).unlink()  # a run that is not whole does not take part
+    (folder / tasks.TOOK).unlink()  # a run that is not whole does not take part
     results, _ = gathering.gathered(["bolt"], "smoke", tmp_path / "runs")
     assert list(results["bolt"]["PatchCore"]["seeds"]) == ["1"]
 

@@ -23,7 +23,7 @@ from effad_core.deployment import inspection
 from effad_core.deployment.prepared import InferenceGraph, prepare
 from effad_core.distillation import algorithm, teacher_check
 from effad_core.distillation.schedule import DistillationSchedule
-from effad_core.evaluation import benchmark, gallery, timing
+from effad_core.evaluation import benchmark, gallery, tasks, timing
 from effad_core.statistics import ChannelMoments
 from effad_core.training import TeacherFeatures, autoencoder_loss, loss_terms
 
@@ -122,7 +122,7 @@ def entry_points(narrow, scenario, pretraining, drawn, tmp_path, monkeypatch):
     detector.save(saved)
     samples = [Sample(path, index % 2, "good") for index, path in enumerate(drawn[:4])]
     monkeypatch.setattr(benchmark, "new_detector", lambda *_: narrow())
-    monkeypatch.setattr(benchmark, "open_scenario", lambda *_, **__: scenario)
+    monkeypatch.setattr(tasks, "open_scenario", lambda *_, **__: scenario)
     monkeypatch.setattr(benchmark, "check_scenario", lambda *_, **__: [])  # its files are absent
     monkeypatch.setattr(benchmark, "plan", lambda *_: [benchmark.Entry("x", "x", "x")])
     monkeypatch.setattr(EfficientAD, "load_teacher", lambda self, _: self)

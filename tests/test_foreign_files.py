@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from effad_core import EfficientAD, OperatingPoint, RunError
 from effad_core.distillation.algorithm import main as distil
-from effad_core.evaluation import benchmark
+from effad_core.evaluation import tasks
 from effad_core.storage.runs import Run
 from effad_core.storage.weights import MAX_HEADER, load_weights, read_tensors, write_tensors
 
@@ -334,12 +334,12 @@ def test_a_checkpoint_to_start_from_with_a_damaged_header(
 def test_metrics_that_are_no_metrics_are_measured_again(tmp_path, capsys, value):
     path, good = tmp_path / "metrics.json", {"all": {"image_auroc": 0.5}}
     path.write_text(json.dumps({"detector": "ab", "metrics": good}))
-    assert benchmark._read_metrics(path, {"detector": "ab"}) == good
-    assert benchmark._read_metrics(path, {"detector": "cd"}) is None
+    assert tasks._read_metrics(path, {"detector": "ab"}) == good
+    assert tasks._read_metrics(path, {"detector": "cd"}) is None
     assert capsys.readouterr().out == ""
     for content in (value, {"detector": "ab", "metrics": value}):
         path.write_text(json.dumps(content))
-        assert benchmark._read_metrics(path, {"detector": "ab"}) is None
+        assert tasks._read_metrics(path, {"detector": "ab"}) is None
     assert "metrics.json is damaged and is written anew" in capsys.readouterr().out
 
 

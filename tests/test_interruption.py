@@ -5,6 +5,7 @@
 
 import errno
 import importlib.util
+import math
 import os
 import random
 import re
@@ -171,7 +172,7 @@ def test_a_lock_goes_with_its_process(tmp_path):
             pytest.fail("both hold it")
         killed = threading.Timer(0.5, holder.kill)  # while this process waits
         killed.start()
-        with locked(path, wait=True):
+        with locked(path, wait=math.inf):
             assert path.exists()
         killed.join()
     finally:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from effad_core.acceleration.shortcuts import dropout
 from effad_core.acceleration.winograd import convolution, filter_convolutions
@@ -169,6 +169,19 @@ def _measure(device: torch.device, work: str, size: str) -> Measurement:
         if turn > 0 and now - start + (now - began) > SECONDS:
             break
     return Measurement(work, {name: min(times[1:]) for name, times in seconds.items()})
+
+
+def training_pass(
+    precision: str, device: torch.device, size: str = "small"
+) -> Callable[[], object]:
+    """The work that training consists of, to be timed: a pass of the PDN on one image and back.
+
+    Args:
+        precision: a resolved one.
+        device, size: as in `resolve_precision`.
+    """
+    network = PatchDescriptionNetwork(size).to(device, memory_format=torch.channels_last)
+    return partial(_pass(network, precision, "training"), (1, 3, 256, 256))
 
 
 def _pass(

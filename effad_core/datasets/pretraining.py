@@ -1,5 +1,6 @@
 """The images that stand in for ImageNet, and the stream of batches drawn from them."""
 
+import math
 import os
 import shutil
 import warnings
@@ -366,7 +367,7 @@ def _imagenette(root: Path) -> list[Path]:
     folder = root / IMAGENETTE
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with files.locked(root / f".{IMAGENETTE}.lock", wait=True):
+        with files.locked(root / f".{IMAGENETTE}.lock", wait=math.inf):
             if not folder.exists():
                 _download(folder)
     except (OSError, RuntimeError) as error:

@@ -29,6 +29,7 @@ Structural anomalies (see `damage`) are masked pixel by pixel, and every pixel c
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -112,7 +113,7 @@ def _drawing(folder: Path) -> Iterator[None]:
     try:
         _check_target(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with files.locked(folder.with_name(f".{folder.name}.lock"), wait=True):
+        with files.locked(folder.with_name(f".{folder.name}.lock"), wait=math.inf):
             yield
     except OSError as error:
         raise DataError(

@@ -4,30 +4,28 @@
     effad benchmark path/to/mvtec_loco --profile paper --size medium
     effad benchmark tray --teacher path/to/teacher.safetensors --iterations 300
     effad benchmark tray --methods all --profile laptop
+    effad benchmark path/to/visa --profile paper --engine ray --address auto
 
 Every run is a folder of its own; the same command goes on where it was interrupted. All images and
 masks are looked at before the first training. What fails is reported with its reason, in the
 tables' file too, and makes the command fail in the end. Results on the paper's datasets stand below
-its own: one table for each metric of its Tables 5 to 10 that was measured.
+its own: one table for each metric of its Tables 5 to 10 that was measured. `--engine ray` computes
+several runs at a time, on this machine or on a cluster (`docs/cluster.md`).
 """
 
 import argparse
 import json
-import math
 import os
 import sys
-import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 from effad_core.acceleration.devices import DEVICE_HELP, choose_device
 from effad_core.datasets import (
     SCENARIOS,
-    Sample,
     Scenario,
     dataset_name,
     list_scenarios,
@@ -37,8 +35,9 @@ from effad_core.datasets import (
 from effad_core.datasets.checks import check_scenario
 from effad_core.datasets.chosen import add_options, given
 from effad_core.datasets.published import namesake_warning, published
-from effad_core.detector import DETECTOR, EfficientAD
-from effad_core.errors import DataError, RunError, command_errors
+from effad_core.detector import EfficientAD
+from effad_core.errors import DataError, command_errors
+from effad_core.evaluation.cluster import on_ray
 from effad_core.evaluation.methods import (
     SIZES,
     OwnRecipe,
@@ -47,11 +46,11 @@ from effad_core.evaluation.methods import (
     method_names,
     slug,
 )
-from effad_core.evaluation.scores import METRICS, evaluate, map_paths
-from effad_core.evaluation.tables import COLUMNS, Metrics, headline, tables
-from effad_core.evaluation.timing import machine
+from effad_core.evaluation.places import Share
+from effad_core.evaluation.scores import map_paths
+from effad_core.evaluation.tables import Metrics, tables
+from effad_core.evaluation.tasks import EXPECTED, Entry, Outcome, Task, in_turn
 from effad_core.schedule import PROFILES, Schedule
-from effad_core.storage.digests import digest, inventory
 from effad_core.storage.files import as_path, check_file, check_folder, remove_parts, write_text
 from effad_core.storage.runs import alone
 from effad_core.storage.weights import fingerprint
@@ -60,18 +59,7 @@ from effad_core.tiles.options import add_resolution, resolution_name, resolution
 import torch
 
 RESULTS = "per_scenario_results.json"
-TOOK = "took.json"  # in a run's folder: minutes of fitting, milliseconds an image
 SHIPPED, RANDOM = "shipped", "random"  # teachers that need no file
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One scenario of a benchmark: its dataset, its name, and what `open_scenario` takes."""
-
-    dataset: str
-    name: str
-    source: str | Path | None
-    chosen: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def plan(sources: Sequence[str], chosen: Mapping[str, Sequence[str]] | None = None) -> list[Entry]:
@@ -122,91 +110,6 @@ def new_detector(size: str, teacher: str | Path = SHIPPED, **resolution) -> Effi
     return detector.load_teacher() if str(teacher) == SHIPPED else detector.load_teacher(teacher)
 
 
-def run_one(
-    recipe: OwnRecipe | Recipe,
-    scenario: Scenario,
-    run_dir: Path,
-    seed: int,
-    maps: Path | None = None,
-    device: str | torch.device | None = None,
-) -> Metrics:
-    """Fit (or take up, or load) one run and evaluate it, unless its metrics are there already.
-
-    metrics.json counts as this run's if it holds the digests of its detector and of its test
-    images, their labels and masks.
-    With a folder `maps`, the run is evaluated in any case and its anomaly maps are written there.
-    The device is as in `train`.
-    """
-    start = time.perf_counter()
-    detector = recipe.fit(scenario, seed, run_dir, device)
-    minutes = (time.perf_counter() - start) / 60
-    identity = {
-        "detector": sha256((run_dir / DETECTOR).read_bytes()).hexdigest(),
-        "test_images": tested(scenario.test),
-    }
-    if maps is None and (known := _read_metrics(run_dir / METRICS, identity)) is not None:
-        print(f"{run_dir.name}: evaluated before", flush=True)
-        return known
-    start = time.perf_counter()
-    evaluation = evaluate(
-        detector, scenario, keep_maps=None if maps is None else True, device=device
-    )
-    milliseconds = 1000 * (time.perf_counter() - start) / len(scenario.test)
-    with warnings.catch_warnings():  # which masks are missing was said before the training
-        warnings.simplefilter("ignore")
-        metrics = evaluation.save(run_dir, seed=seed, **identity)
-    took = {"minutes": minutes, "milliseconds": milliseconds, "machine": machine(detector.device)}
-    write_text(run_dir / TOOK, json.dumps(took, indent=1) + "\n")
-    if maps is not None:
-        print(f"maps in {evaluation.save_maps(maps / run_dir.name)}", flush=True)
-    found = headline(metrics)
-    areas = "  ".join(f"{COLUMNS[n]} {found[n]:.3f}" for n in list(COLUMNS)[:3] if n in found)
-    print(f"{run_dir.name}: {areas}   ({minutes:.1f} min of training in this call)", flush=True)
-    return metrics
-
-
-def tested(samples: Sequence[Sample]) -> str:
-    """A digest of everything that metrics are computed from, beside the detector.
-
-    Args:
-        samples: the test images.
-
-    Returns:
-        16 hexadecimal digits that change with the name, content, label or type of an image, the
-        content of a mask, and what defects_config.json says of the kinds of defects.
-
-    Raises:
-        DataError: if an image or a mask cannot be opened.
-    """
-    files = inventory(path for sample in samples for path in (sample.path, *sample.mask_paths))
-    contents = iter(content for _, content in files)
-    rows = []
-    for s in samples:
-        found = [next(contents) for _ in (s.path, *s.mask_paths)]
-        rows.append((s.anomaly_type, s.path.name, s.label, s.defect_kinds, found))
-    return digest(repr(rows))
-
-
-def _read_metrics(path: Path, identity: Mapping[str, str]) -> Metrics | None:
-    """What a metrics.json says, if it is whole and holds these entries."""
-    if not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text())
-        if not identity.items() <= found.items():
-            return None
-        metrics = {
-            group: {name: float(value) for name, value in values.items()}
-            for group, values in found["metrics"].items()
-        }
-        if math.isfinite(sum(headline(metrics).values())):
-            return metrics
-    except (ValueError, AttributeError, KeyError, TypeError, OverflowError, RecursionError):
-        pass
-    print(f"{path} is damaged and is written anew", flush=True)
-    return None
-
-
 def _suffix(args: argparse.Namespace, schedule: Schedule, weights: str) -> str:
     """What a run's folder name needs in addition where an option is not the default.
 
@@ -235,6 +138,17 @@ def _at_least(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def _share(text: str) -> float:
+    """A type for a share of a GPU, or a number of whole ones."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0, at most 1")
+    return share
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -270,11 +184,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help=DEVICE_HELP)
     parser.add_argument("--pretraining", help="a folder of photographs, or 'imagenette'")
     parser.add_argument("--maps", type=as_path, help="write anomaly maps (float32 TIFFs) into this")
+    parser.add_argument(
+        "--threads",
+        type=_at_least(1),
+        help="threads of a run on a CPU; without it all, and with --engine ray what is fastest",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("loop", "ray"),
+        default="loop",
+        help="loop: one run after another, here; ray: several at a time, here or on a cluster",
+    )
+    ray = parser.add_argument_group("with --engine ray (pip install effad-core[cluster])")
+    ray.add_argument("--address", help="'auto' or HOST:PORT of a Ray cluster; none without it")
+    ray.add_argument(
+        "--gpu-share",
+        type=_share,
+        metavar="SHARE",
+        help="of a GPU for a run, for example 0.25: four share one; by its memory without it",
+    )
+    ray.add_argument("--dashboard", action="store_true", help="start Ray's dashboard here")
     parser.add_argument("--runs", type=as_path, default=Path("build/runs"))
     parser.add_argument("--output", type=as_path, default=Path("build/results") / RESULTS)
     args = parser.parse_args(arguments)
     if not args.sources and not given(args):
         parser.error("give scenario names, folders, or --normal and what goes with it")
+    if args.engine == "loop" and (args.address or args.gpu_share or args.dashboard):
+        parser.error("--address, --gpu-share and --dashboard go with --engine ray")
     with command_errors():
         failed = _run(args)
     if failed:
@@ -285,58 +221,87 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(args: argparse.Namespace) -> dict[str, str]:
     """Run it, print its tables and write its file; returns what failed, with the reason."""
-    device = choose_device(args.device)
     check_file(args.output, "--output")
     if args.maps is not None:
         check_folder(args.maps, "--maps")
+    if args.threads and args.engine == "loop":
+        torch.set_num_threads(args.threads)
+    # Ray's workers choose among their own devices
+    device = choose_device(args.device) if args.engine == "loop" else args.device
     entries = plan(args.sources, given(args))
     recipes, settings = _recipes(args)
-    print(f"computing on {device}")
+    if args.engine == "loop":
+        print(f"computing on {device}")
     for entry in entries:
         if entry.source and (note := namesake_warning(entry.source)):
             print(note)
-    runs = {
-        (recipe, entry.name, seed): f"{entry.name}-{args.profile}-{named.format(seed=seed)}"
+    tasks = [
+        Task(
+            entry,
+            recipe,
+            seed,
+            args.runs / f"{entry.name}-{args.profile}-{named.format(seed=seed)}",
+            args.maps,
+            device,
+        )
         for seed in args.seeds  # every scenario and method once, before any of them again
         for entry in entries
         for recipe, named in recipes.items()
-    }
-    scenarios: dict[str, Scenario] = {}
-    results = {
-        recipe.name: {entry.name: {"dataset": entry.dataset, "seeds": {}} for entry in entries}
-        for recipe in recipes
-    }
+    ]
+    found: dict[str, Metrics] = {}  # by run
     failed: dict[str, str] = {}
 
+    def results() -> dict[str, dict[str, dict]]:
+        """In the order of the command, whichever run ended first."""
+        table = {
+            recipe.name: {entry.name: {"dataset": entry.dataset, "seeds": {}} for entry in entries}
+            for recipe in recipes
+        }
+        for task in tasks:
+            if task.name in found:
+                seeds = table[task.recipe.name][task.entry.name]["seeds"]
+                seeds[str(task.seed)] = found[task.name]
+        return table
+
     def write() -> None:
-        content = {"settings": settings, "methods": results, "failed": failed}
+        why = {task.name: failed[task.name] for task in tasks if task.name in failed}
+        content = {"settings": settings, "methods": results(), "failed": why}
         write_text(args.output, json.dumps(content, indent=1) + "\n")
 
     output = args.output.absolute()
     with alone(args.output, output.with_name(f".{output.name}.lock"), "--output"):
         remove_parts(output.parent, output.name)
+        scenarios: dict[str, Scenario] = {}
         for entry in entries:
-            own = [run for (_, name, _), run in runs.items() if name == entry.name]
+            own = [task for task in tasks if task.entry == entry]
             try:
-                scenarios[entry.name] = _checked(entry, [args.runs / run for run in own], args.maps)
-            except (DataError, RunError, ValueError, OSError) as error:
-                failed |= dict.fromkeys(own, str(error))
+                scenarios[entry.name] = _checked(entry, own, args.maps)
+            except EXPECTED as error:
+                failed |= {task.name: str(error) for task in own}
                 print(f"{entry.name} FAILED: {error}", flush=True)
         if failed:
             write()
-        for (recipe, name, seed), run in runs.items():
-            if run in failed:
-                continue
-            try:
-                results[recipe.name][name]["seeds"][str(seed)] = run_one(
-                    recipe, scenarios[name], args.runs / run, seed, args.maps, device
-                )
-            except (DataError, RunError, ValueError, OSError) as error:
-                failed[run] = str(error)
-                print(f"{run} FAILED: {error}", flush=True)
-            write()
-    print(f"\n{tables(results)}\n\nwritten to {args.output}")
-    return failed
+        left = [task for task in tasks if task.name not in failed]
+        with closing(_outcomes(left, scenarios, args)) as outcomes:
+            for task, metrics, reason in outcomes:
+                if metrics is None:
+                    failed[task.name] = reason
+                    print(f"{task.name} FAILED: {reason}", flush=True)
+                else:
+                    found[task.name] = metrics
+                write()
+    print(f"\n{tables(results())}\n\nwritten to {args.output}")
+    return {task.name: failed[task.name] for task in tasks if task.name in failed}
+
+
+def _outcomes(
+    tasks: Sequence[Task], scenarios: Mapping[str, Scenario], args: argparse.Namespace
+) -> Iterator[Outcome]:
+    """The tasks' outcomes, from the engine that the user chose."""
+    if args.engine == "loop":
+        return in_turn(tasks, scenarios)
+    share = Share(args.threads, args.gpu_share)
+    return on_ray(tasks, scenarios, share, args.address, args.dashboard)
 
 
 def _recipes(args: argparse.Namespace) -> tuple[dict[OwnRecipe | Recipe, str], dict]:
@@ -370,11 +335,11 @@ def _recipes(args: argparse.Namespace) -> tuple[dict[OwnRecipe | Recipe, str], d
     return recipes, settings
 
 
-def _checked(entry: Entry, run_dirs: Sequence[Path], maps: Path | None) -> Scenario:
+def _checked(entry: Entry, tasks: Sequence[Task], maps: Path | None) -> Scenario:
     """Open a scenario and refuse what its runs would fail of; print what they will not measure."""
-    for folder in run_dirs:
-        check_folder(folder, "--runs")
-    scenario = open_scenario(entry.source, **entry.chosen)
+    for task in tasks:
+        check_folder(task.run_dir, "--runs")
+    scenario = entry.open()
     for sentence in check_scenario(scenario, both_kinds=True):
         print(sentence, flush=True)
     if maps is not None:

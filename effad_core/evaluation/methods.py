@@ -14,7 +14,7 @@ with
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -134,6 +134,18 @@ class OwnRecipe:
     schedule: Schedule
     pretraining: PretrainingImages
     name: str = "EfficientAD-S"
+
+    def in_precision(self, precision: str) -> "OwnRecipe":
+        """The same, with that precision in its schedule, and with memory for decoded images.
+
+        A recipe that came from another process has none: see `PretrainingImages.__getstate__`.
+        """
+        images = self.pretraining
+        return replace(
+            self,
+            schedule=replace(self.schedule, precision=precision),
+            pretraining=PretrainingImages(images.paths, images.source, images.licence),
+        )
 
     def fit(
         self, scenario: Scenario, seed: int, run_dir: Path, device: str | torch.device | None

@@ -6,6 +6,7 @@ lock belongs to the process that holds it: the system frees it when the process 
 
 import errno
 import glob
+import math
 import os
 import tempfile
 import warnings
@@ -174,14 +175,14 @@ def reason(error: OSError) -> str:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, wait: float = 0) -> Iterator[None]:
     """Hold the lock that the file `path` stands for while the block runs.
 
     The file may stay where it is afterwards. One that a killed process left holds nothing.
 
     Args:
         path: in a folder that exists.
-        wait: until whoever holds it frees it.
+        wait: at most so many seconds until whoever holds it frees it; `math.inf` waits forever.
 
     Raises:
         BlockingIOError: if another process, or another block of this one, holds it.
@@ -189,7 +190,7 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """
     with ExitStack() as held:
         try:
-            held.enter_context(FileLock(path, timeout=-1 if wait else 0))
+            held.enter_context(FileLock(path, timeout=-1 if wait == math.inf else wait))
         except Timeout:
             raise BlockingIOError(errno.EAGAIN, "is locked", str(path)) from None
         except OSError as error:

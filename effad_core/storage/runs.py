@@ -49,6 +49,24 @@ def alone(path: Path, lock: Path, choice: str) -> Iterator[None]:
         yield
 
 
+Watcher = Callable[[Path, int, int], None]
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Call `watcher` after each iteration of a run of this process while the block runs.
+
+    Args:
+        watcher: the run's folder, how many iterations are done, and of how many.
+    """
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
 def settled_precision(
     precision: str,
     device: torch.device,
@@ -68,13 +86,19 @@ def settled_precision(
         ValueError: as `resolve_precision`.
     """
     if precision == "auto" and folder is not None:
-        try:
-            config = json.loads((as_path(folder) / Run.CONFIG).read_text(encoding="utf-8"))
-            if config["schedule"]["precision"] in PRECISIONS:
-                precision = config["schedule"]["precision"]
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            pass  # there is no run, or it is refused later
+        precision = precision_of(folder) or precision
     return resolve_precision(precision, device, "training", size=size)
+
+
+def precision_of(folder: str | os.PathLike) -> str | None:
+    """The precision that the folder's run began with; None if there is no run."""
+    try:
+        config = json.loads((as_path(folder) / Run.CONFIG).read_text(encoding="utf-8"))
+        if config["schedule"]["precision"] in PRECISIONS:
+            return config["schedule"]["precision"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        pass  # there is no run, or it is refused later
+    return None
 
 
 class Run:
@@ -247,6 +271,8 @@ class Run:
         Raises:
             KeyboardInterrupt: if Ctrl-C was pressed during the iteration, which is saved then.
         """
+        for watcher in _watchers if self.folder is not None else ():
+            watcher(self.folder, iteration, self.total)
         last = iteration == self.total
         due = time.monotonic() - self._last_save >= self.save_seconds
         if last or due or self._interrupted:

@@ -182,9 +182,9 @@ def read_point(path: Path) -> None:
 
 
 def read_metrics(path: Path) -> None:
-    from effad_core.evaluation import benchmark, tables
+    from effad_core.evaluation import tables, tasks
 
-    metrics = benchmark._read_metrics(path, {"detector": "ab"})
+    metrics = tasks._read_metrics(path, {"detector": "ab"})
     if metrics is not None:
         tables.tables({"x": {"a": {"dataset": "b", "seeds": {"0": metrics}}}})
 
