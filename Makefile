@@ -60,6 +60,7 @@ soak: .venv/.installed ## Interrupt runs, damage files and images, run the cours
 	$(BIN) tests/soak/files.py --minutes "$$MINUTES"
 	$(BIN) tests/soak/images.py --minutes "$$MINUTES"
 	$(BIN) tests/soak/folders.py --minutes "$$MINUTES"
+	$(BIN) tests/soak/cluster.py
 
 mutations: .venv/.installed ## Break the code in one way at a time and see which test notices
 	$(BIN) tests/mutations/run.py

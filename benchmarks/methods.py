@@ -18,10 +18,10 @@ from pathlib import Path
 from effad_core import EfficientAD
 from effad_core.deployment.prepared import prepare
 from effad_core.errors import RunError, command_errors
-from effad_core.evaluation.tasks import TOOK
 from effad_core.evaluation.costs import count, efficientad
 from effad_core.evaluation.methods import SIZES, find_method, method_names, slug
 from effad_core.evaluation.scores import METRICS
+from effad_core.evaluation.tasks import TOOK
 from effad_core.evaluation.timing import measure
 from effad_core.schedule import PROFILES, Schedule
 from effad_core.storage.files import as_path, write_text

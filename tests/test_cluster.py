@@ -64,7 +64,7 @@ def test_whoever_is_killed_the_files_are_those_of_the_loop(nodes, sources, of_th
     kills = ["ctrl-c", "worker", "node"]
     happened, printed = soak.disturbed(nodes, sources, tmp_path, kills, random.Random(2), pause=1.0)
     assert happened == dict.fromkeys(kills, 1) and len(printed) == 2
-    assert "2 nodes, 2 processors, 0 GPUs; 2 runs at a time, each with 1 threads" in printed[0]
+    assert "2 nodes, 2 processors, 0 GPUs; 2 runs at a time, 1 thread for each" in printed[0]
     assert "Interrupted: the same command goes on from here." in printed[0]
     assert "its worker died, another one goes on" in printed[1]
     found = soak.contents(tmp_path)
@@ -238,6 +238,18 @@ def test_runs_share_a_gpu_by_its_memory(measured, monkeypatch):
     for gibibytes, share in ((139, 0.25), (24, 1 / 3), (8, 1.0), (4, 1.0)):
         monkeypatch.setattr(places, "_gpu_memory", lambda g=gibibytes: g * 2**30)
         assert places._gpu_share(asked) == share
+
+
+def test_the_machines_are_described():
+    said = places.describe(Ray((4.0, 0), (7.0, 0)), Place("cpu", 2))
+    assert said == (
+        "computing on cpu with Ray: 2 nodes, 11 processors, 0 GPUs; 5 runs at a time, 2 threads for "
+        "each"
+    )
+    said = places.describe(Ray((16.0, 2.0), (4.0, 0)), Place("cuda", 4, 0.25))
+    assert said.endswith(
+        "20 processors, 2 GPUs; 4 runs at a time, 4 threads, 0.25 of a GPU for each"
+    )
 
 
 def test_the_way_to_share_the_processors_that_does_most_is_taken(monkeypatch):

@@ -60,7 +60,10 @@ def test_the_second_call_installs_nothing(make):
     first, calls = make("tutorial")
     assert first.returncode == 0, first.stderr
     installs = [call for call in calls if "install" in call]
-    assert [call[-1] for call in installs] == ["setuptools", ".[course,distill,export,serve,test]"]
+    assert [call[-1] for call in installs] == [
+        "setuptools",
+        ".[cluster,course,distill,export,serve,test]",
+    ]
     assert all("--constraint" in call for call in installs)
     _, calls = make("tutorial")
     assert calls == [["notebooks/run.py", "--profile", "quick"]]
@@ -94,9 +97,12 @@ def test_variables_reach_the_runner_unharmed(make):
 def test_the_soak_takes_its_minutes(make):
     for arguments, minutes in (((), "5"), (("MINUTES=0.5",), "0.5")):
         _, calls = make("soak", *arguments)
-        assert calls[-4:] == [
-            [f"tests/soak/{name}.py", "--minutes", minutes]
-            for name in ("interruption", "files", "images", "folders")
+        assert calls[-5:] == [
+            *(
+                [f"tests/soak/{name}.py", "--minutes", minutes]
+                for name in ("interruption", "files", "images", "folders")
+            ),
+            ["tests/soak/cluster.py"],
         ]
 
 
@@ -138,7 +144,7 @@ def test_only_what_needs_the_extras_installs_them_and_once(make):
     os.utime(make.folder / "constraints.txt", (time.time() + 10,) * 2)
     _, calls = make("site")
     assert [call[-1] for call in calls if "install" in call][-2:] == [
-        ".[course,distill,export,serve,test]",
+        ".[cluster,course,distill,export,serve,test]",
         ".[site,browser]",
     ]
 

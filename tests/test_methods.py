@@ -342,6 +342,32 @@ def test_learning_rates_follow_their_phase(scenario, monkeypatch):
         assert [row[group] for row in rates] == pytest.approx(expected)
 
 
+def test_each_step_draws_by_the_seed_and_its_number(scenario, monkeypatch):
+    """Other images and noise in each step and for each seed; the same in each repetition."""
+    simplenet, drawn = find_method("SimpleNet"), []
+    phases = simplenet.phases
+
+    def watched(self, images):
+        (phase,) = phases(self, images)
+        loss = phase.loss
+
+        def noting(chosen, rng):
+            drawn[-1].append((*chosen, float(torch.rand(()))))
+            return loss(chosen, rng)
+
+        return [replace(phase, loss=noting)]
+
+    monkeypatch.setattr(simplenet, "phases", watched)
+    for seed in (0, 0, 1):
+        drawn.append([])
+        made("SimpleNet").fit(scenario, Schedule((4,), 3), seed, device="cpu")
+    first, again, other = drawn
+    assert first == again and len(first) == 4
+    assert len({*first, *other}) == 8
+    images = [step[:-1] for step in first + other]
+    assert len(set(images)) > 4  # of few images, some steps draw the same
+
+
 def test_lengths_are_steps_or_passes_over_the_images():
     assert Schedule((7, 2), 4).steps(9) == [7, 2]
     assert Schedule((7, 2), 4, epochs=True).steps(9) == [21, 6]  # of 3 batches, the last of one

@@ -280,7 +280,11 @@ def _ended(ray, pending: dict[object, Task], display: Display) -> Iterator[Outco
             metrics, reason, printed = ray.get(reference)
         except ray.exceptions.RayTaskError as error:  # a defect: nothing that a user did wrong
             traceback.print_exception(error)
-            metrics, reason, printed = None, one_line(f"{type(error.cause).__name__}: {error.cause}"), ""
+            metrics, reason, printed = (
+                None,
+                one_line(f"{type(error.cause).__name__}: {error.cause}"),
+                "",
+            )
         except ray.exceptions.RayError as error:
             metrics, printed = None, ""
             reason = (

@@ -157,14 +157,26 @@ def describe(ray, place: Place) -> str:
     """One line: the machines, and what a run gets."""
     found = [node["Resources"] for node in _nodes(ray)]
     cpus, gpus = (int(sum(node.get(name, 0) for node in found)) for name in ("CPU", "GPU"))
-    at_once = cpus // place.cpus
-    if place.gpus:
-        at_once = min(at_once, int(gpus / place.gpus))
-    part = f", {place.gpus:g} of a GPU" if place.gpus else ""
-    return (
-        f"computing on {place.device} with Ray: {len(found)} nodes, {cpus} processors, {gpus} GPUs;"
-        f" {at_once} runs at a time, each with {place.cpus} threads{part}"
+    at_once = sum(
+        min(
+            int(node["CPU"] // place.cpus),
+            int(node.get("GPU", 0) / place.gpus) if place.gpus else cpus,
+        )
+        for node in found
     )
+    each = _counted(place.cpus, "thread") + (f", {place.gpus:g} of a GPU" if place.gpus else "")
+    machines = ", ".join(
+        _counted(count, noun)
+        for count, noun in ((len(found), "node"), (cpus, "processor"), (gpus, "GPU"))
+    )
+    return (
+        f"computing on {place.device} with Ray: {machines}; {_counted(at_once, 'run')} at a time, "
+        f"{each} for each"
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _nodes(ray) -> list[dict]:
