@@ -242,10 +242,8 @@ def test_runs_share_a_gpu_by_its_memory(measured, monkeypatch):
 
 def test_the_machines_are_described():
     said = places.describe(Ray((4.0, 0), (7.0, 0)), Place("cpu", 2))
-    assert said == (
-        "computing on cpu with Ray: 2 nodes, 11 processors, 0 GPUs; 5 runs at a time, 2 threads for "
-        "each"
-    )
+    assert said.startswith("computing on cpu with Ray: 2 nodes, 11 processors, 0 GPUs; ")
+    assert said.endswith("; 5 runs at a time, 2 threads for each")
     said = places.describe(Ray((16.0, 2.0), (4.0, 0)), Place("cuda", 4, 0.25))
     assert said.endswith(
         "20 processors, 2 GPUs; 4 runs at a time, 4 threads, 0.25 of a GPU for each"
