@@ -217,8 +217,12 @@ def test_threads_that_the_user_names_are_not_measured(measured):
         settle(Ray((4.0, 0)), tasks(own()), Share(5))
 
 
-def test_one_run_alone_has_all_threads(measured):
+def test_one_run_that_is_left_has_all_threads(measured, tmp_path):
     recipe = Recipe("Slow", "quick")
+    done = replace(tasks(recipe)[0], run_dir=tmp_path)
+    (tmp_path / "metrics.json").touch()
+    both = [done, tasks(recipe)[0]]
+    assert settle(Ray((4.0, 0)), both, Share()) == (Place("cpu", 4), {})
     assert settle(Ray((4.0, 0)), tasks(recipe, count=1), Share()) == (Place("cpu", 4), {})
 
 

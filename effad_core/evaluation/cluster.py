@@ -79,25 +79,17 @@ def on_ray(
     runs = tasks[0].run_dir.absolute().parent
     with _connected(address, dashboard) as ray, _marked(runs) as mark:
         place, precisions = settle(ray, tasks, share or Share())
-        pending = _submitted(ray, tasks, scenarios, place, Known(runs, mark, (), precisions))
-        progress, board = Progress(len(tasks)), pending.board
-        with Display(progress) as display:
+        known = Known(runs, mark, (), precisions)
+        pending, board = _submitted(ray, tasks, scenarios, place, known)
+        with Display(Progress(len(tasks))) as display:
             display.write(describe(ray, place))
             try:
-                while pending.tasks:
-                    yield from _ended(ray, pending.tasks, display)
-                    _read(ray, board, {task.name for task in pending.tasks.values()}, display)
+                while pending:
+                    yield from _ended(ray, pending, display)
+                    _read(ray, board, {task.name for task in pending.values()}, display)
             finally:
-                if pending.tasks:
-                    _stop(ray, list(pending.tasks), display)
-
-
-@dataclass
-class _Pending:
-    """Runs that have not ended, by Ray's reference, and the actor that hears from their workers."""
-
-    tasks: dict[object, Task]
-    board: object
+                if pending:
+                    _stop(ray, list(pending), display)
 
 
 class _Board:
@@ -174,8 +166,8 @@ def _marked(runs: Path) -> Iterator[str]:
 
 def _submitted(
     ray, tasks: Sequence[Task], scenarios: Mapping[str, Scenario], place: Place, known: Known
-) -> _Pending:
-    """Hand all tasks to Ray."""
+) -> tuple[dict[object, Task], object]:
+    """Hand all tasks to Ray: its reference of each, and the board that hears from their workers."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     node = ray.get_runtime_context().get_node_id()
@@ -196,7 +188,7 @@ def _submitted(
         }
         told = replace(known, images=counts)
         pending[work.remote(fields, recipes[task.recipe], told, place.cpus, board)] = task
-    return _Pending(pending, board)
+    return pending, board
 
 
 def _absolute(entry: Entry) -> Entry:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from effad_core.acceleration.devices import choose_device
 from effad_core.acceleration.precision import resolve_precision, training_pass
 from effad_core.evaluation.methods import SIZES, OwnRecipe
+from effad_core.evaluation.scores import METRICS
 from effad_core.evaluation.tasks import Task
 
 import torch
@@ -75,7 +76,8 @@ def settle(ray, tasks: Sequence[Task], share: Share) -> tuple[Place, dict[str, s
     place = Place(device, share.threads or cores)
     _check_room(place, nodes)
     precisions = _precisions(ray, place, sizes)
-    if share.threads is None and len(tasks) > 1 and cores > 1:
+    left = sum(not (task.run_dir / METRICS).exists() for task in tasks)
+    if share.threads is None and left > 1 and cores > 1:
         size = min(sizes, default="small")
         memory = min(node.get("memory", 0) for node in nodes)
         threads = _fastest(ray, cores, memory, device, size, precisions.get(size, "float32"))

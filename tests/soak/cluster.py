@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(map(str, (PLUGIN, ROOT))),
     "OMP_NUM_THREADS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",  # whether or not somebody has a token here
 }
 
 
