@@ -76,7 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"effad has no command {name!r}: {hint}", file=sys.stderr)
         sys.exit(2)
     module, function = COMMANDS[name][0].split(":")
-    sys.exit(getattr(import_module(f"effad_core.{module}"), function)(rest))
+    try:
+        command = getattr(import_module(f"effad_core.{module}"), function)
+    except KeyboardInterrupt:  # torch takes seconds to load
+        print("\nInterrupted: nothing was begun.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(command(rest))
 
 
 def own_version() -> str:

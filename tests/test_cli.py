@@ -57,6 +57,15 @@ def test_a_wrong_name_is_one_sentence(capsys):
     assert "effad --help lists the commands" in run(capsys, "xyz")[2]
 
 
+def test_ctrl_c_while_torch_is_loaded_is_one_sentence(capsys, monkeypatch):
+    def pressed(name):
+        assert name == "effad_core.evaluation.benchmark"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "import_module", pressed)
+    assert run(capsys, "benchmark", "tray") == (130, "", "\nInterrupted: nothing was begun.\n")
+
+
 def test_it_is_installed_and_runs_as_a_module():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, function = scripts["scripts"]["effad"].partition(":")
