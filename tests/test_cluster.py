@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 from effad_core import Schedule
 from effad_core.datasets import PretrainingImages
+from effad_core.distillation.algorithm import save_teacher
 from effad_core.errors import RunError
 from effad_core.evaluation import benchmark, cluster, methods, places
 from effad_core.evaluation.methods import OwnRecipe, Recipe
@@ -163,6 +164,24 @@ def test_relative_paths_of_an_entry_hold_in_another_folder(tmp_path, monkeypatch
     assert found.chosen == {"normal": [tmp_path / "good"]}
     assert cluster._absolute(Entry("tray", "tray", "tray")) == Entry("tray", "tray", "tray")
     assert cluster._absolute(Entry("x", "x", None)).source is None
+
+
+def test_relative_files_of_a_recipe_hold_in_another_folder(narrow, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = cluster._anywhere(own()).pretraining
+    assert found.paths == (tmp_path / "a.png",)
+    assert (found.source, found.licence) == ("nowhere", "none")
+    assert cluster._anywhere(Recipe("Slow", "quick")) == Recipe("Slow", "quick")
+    save_teacher(tmp_path / "mine.safetensors", narrow().teacher, {})
+    monkeypatch.setattr(benchmark, "EfficientAD", lambda size: narrow())
+    words = ["tray", "--teacher", "mine.safetensors", "--engine", "ray"]
+    asked = []
+    monkeypatch.setattr(benchmark, "_run", lambda args: asked.append(args) or {})
+    benchmark.main(words)
+    recipes, settings = benchmark._recipes(asked[0])
+    assert settings["teacher"] == "mine.safetensors"
+    ((recipe, _),) = recipes.items()
+    assert recipe.detector.args == ("small", tmp_path / "mine.safetensors")
 
 
 # ---- what a run gets ---------------------------------------------------------------------------

@@ -327,7 +327,10 @@ def _recipes(args: argparse.Namespace) -> tuple[dict[OwnRecipe | Recipe, str], d
             recipes[Recipe(name, args.profile)] = f"{slug(name)}-seed{{seed}}"
             continue
         size = SIZES[name]
-        build = partial(new_detector, size, args.teacher, **resolution_of(args))
+        teacher = args.teacher if args.teacher in (SHIPPED, RANDOM) else as_path(args.teacher)
+        if isinstance(teacher, Path):
+            teacher = teacher.absolute()  # a worker of Ray runs in another folder
+        build = partial(new_detector, size, teacher, **resolution_of(args))
         weights = fingerprint(build().teacher.state_dict())
         settings["teacher_weights"][name] = weights
         suffix = _suffix(args, schedule, weights)

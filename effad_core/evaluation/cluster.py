@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from effad_core.acceleration.threads import usable_processors
-from effad_core.datasets import Scenario
+from effad_core.datasets import PretrainingImages, Scenario
 from effad_core.errors import RunError, not_installed
-from effad_core.evaluation.methods import SIZES, OwnRecipe
+from effad_core.evaluation.methods import SIZES, OwnRecipe, Recipe
 from effad_core.evaluation.places import Place, Share, describe, is_auto, settle
 from effad_core.evaluation.progress import Display, Progress
 from effad_core.evaluation.tasks import EXPECTED, Entry, Outcome, Task
@@ -174,7 +174,8 @@ def _submitted(
     here = NodeAffinitySchedulingStrategy(node, soft=False)
     board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
     work = ray.remote(**place.resources(), max_retries=RETRIES)(_work)
-    recipes = {task.recipe: ray.put(task.recipe) for task in tasks}  # it may list many images
+    # put there once: it may list many images
+    recipes = {recipe: ray.put(_anywhere(recipe)) for recipe in {task.recipe for task in tasks}}
     pending = {}
     for task in tasks:
         scenario = scenarios[task.entry.name]
@@ -189,6 +190,15 @@ def _submitted(
         told = replace(known, images=counts)
         pending[work.remote(fields, recipes[task.recipe], told, place.cpus, board)] = task
     return pending, board
+
+
+def _anywhere(recipe: OwnRecipe | Recipe) -> OwnRecipe | Recipe:
+    """The same, for a process that runs in another folder."""
+    if not isinstance(recipe, OwnRecipe):
+        return recipe
+    images = recipe.pretraining
+    paths = [path.absolute() for path in images.paths]
+    return replace(recipe, pretraining=PretrainingImages(paths, images.source, images.licence))
 
 
 def _absolute(entry: Entry) -> Entry:
