@@ -13,9 +13,9 @@ from effad_core.evaluation.tasks import Task
 import torch
 
 PROBE_SECONDS = 6.0  # how long each way of sharing the processors is timed
-RUN_MEMORY = 3 * 2**30  # bytes that a run on a CPU takes at most
-GPU_MEMORY = 8 * 2**30  # bytes of a GPU that a run of EfficientAD takes at most
-MOST_ON_A_GPU = 4  # more runs at a time gain nothing
+RUN_MEMORY = 3 * 2**30  # bytes for a run on a CPU: assumed, 2 GiB of them teacher features
+GPU_MEMORY = 8 * 2**30  # bytes of a GPU for a run: assumed, no GPU has been measured
+MOST_ON_A_GPU = 4  # runs at a time, assumed too
 MOST_THREADS = 8  # that prepare images for a GPU
 
 
@@ -98,7 +98,7 @@ def _check_room(place: Place, nodes: Sequence[Mapping[str, float]]) -> None:
 def _gpu_share(ray) -> float:
     """As much of a GPU as a run needs, where all GPUs are like the one that is asked."""
     memory = ray.get(ray.remote(num_cpus=0, num_gpus=1)(_gpu_memory).remote())
-    return 1 / max(1, min(MOST_ON_A_GPU, memory // GPU_MEMORY))
+    return 1 / max(1, min(MOST_ON_A_GPU, round(memory / GPU_MEMORY)))
 
 
 def _gpu_memory() -> int:

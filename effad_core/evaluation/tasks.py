@@ -64,8 +64,39 @@ class Task:
         return self.run_dir.name
 
     def run(self, scenario: Scenario) -> Metrics:
-        """Fit and evaluate, as far as its folder does not hold that yet."""
-        return run_one(self.recipe, scenario, self.run_dir, self.seed, self.maps, self.device)
+        """Fit (or take up, or load) it and evaluate it, unless its metrics are there already.
+
+        metrics.json counts as this run's if it holds the digests of its detector and of its test
+        images, their labels and masks. With a folder for maps, it is evaluated in any case and its
+        anomaly maps are written there.
+        """
+        start = time.perf_counter()
+        detector = self.recipe.fit(scenario, self.seed, self.run_dir, self.device)
+        minutes = (time.perf_counter() - start) / 60
+        identity = {
+            "detector": sha256((self.run_dir / DETECTOR).read_bytes()).hexdigest(),
+            "test_images": tested(scenario.test),
+        }
+        known = _read_metrics(self.run_dir / METRICS, identity) if self.maps is None else None
+        if known is not None:
+            print(f"{self.name}: evaluated before", flush=True)
+            return known
+        start = time.perf_counter()
+        keep = None if self.maps is None else True
+        evaluation = evaluate(detector, scenario, keep_maps=keep, device=self.device)
+        milliseconds = 1000 * (time.perf_counter() - start) / len(scenario.test)
+        with warnings.catch_warnings():  # which masks are missing was said before the training
+            warnings.simplefilter("ignore")
+            metrics = evaluation.save(self.run_dir, seed=self.seed, **identity)
+        took = {"minutes": minutes, "milliseconds": milliseconds}
+        took["machine"] = machine(detector.device)
+        write_text(self.run_dir / TOOK, json.dumps(took, indent=1) + "\n")
+        if self.maps is not None:
+            print(f"maps in {evaluation.save_maps(self.maps / self.name)}", flush=True)
+        found = headline(metrics)
+        areas = "  ".join(f"{COLUMNS[n]} {found[n]:.3f}" for n in list(COLUMNS)[:3] if n in found)
+        print(f"{self.name}: {areas}   ({minutes:.1f} min of training in this call)", flush=True)
+        return metrics
 
 
 Outcome = tuple[Task, Metrics | None, str]  # the metrics, or why there are none
@@ -83,49 +114,6 @@ def in_turn(tasks: Sequence[Task], scenarios: Mapping[str, Scenario]) -> Iterato
             yield task, task.run(scenarios[task.entry.name]), ""
         except EXPECTED as error:
             yield task, None, str(error)
-
-
-def run_one(
-    recipe: OwnRecipe | Recipe,
-    scenario: Scenario,
-    run_dir: Path,
-    seed: int,
-    maps: Path | None = None,
-    device: str | torch.device | None = None,
-) -> Metrics:
-    """Fit (or take up, or load) one run and evaluate it, unless its metrics are there already.
-
-    metrics.json counts as this run's if it holds the digests of its detector and of its test
-    images, their labels and masks.
-    With a folder `maps`, the run is evaluated in any case and its anomaly maps are written there.
-    The device is as in `train`.
-    """
-    start = time.perf_counter()
-    detector = recipe.fit(scenario, seed, run_dir, device)
-    minutes = (time.perf_counter() - start) / 60
-    identity = {
-        "detector": sha256((run_dir / DETECTOR).read_bytes()).hexdigest(),
-        "test_images": tested(scenario.test),
-    }
-    if maps is None and (known := _read_metrics(run_dir / METRICS, identity)) is not None:
-        print(f"{run_dir.name}: evaluated before", flush=True)
-        return known
-    start = time.perf_counter()
-    evaluation = evaluate(
-        detector, scenario, keep_maps=None if maps is None else True, device=device
-    )
-    milliseconds = 1000 * (time.perf_counter() - start) / len(scenario.test)
-    with warnings.catch_warnings():  # which masks are missing was said before the training
-        warnings.simplefilter("ignore")
-        metrics = evaluation.save(run_dir, seed=seed, **identity)
-    took = {"minutes": minutes, "milliseconds": milliseconds, "machine": machine(detector.device)}
-    write_text(run_dir / TOOK, json.dumps(took, indent=1) + "\n")
-    if maps is not None:
-        print(f"maps in {evaluation.save_maps(maps / run_dir.name)}", flush=True)
-    found = headline(metrics)
-    areas = "  ".join(f"{COLUMNS[n]} {found[n]:.3f}" for n in list(COLUMNS)[:3] if n in found)
-    print(f"{run_dir.name}: {areas}   ({minutes:.1f} min of training in this call)", flush=True)
-    return metrics
 
 
 def tested(samples: Sequence[Sample]) -> str:
