@@ -52,7 +52,7 @@ class Progress:
     """
 
     total: int
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float] = field(default_factory=lambda: time.monotonic)
     done: int = 0
     failed: int = 0
     running: dict[str, Running | None] = field(default_factory=dict)
