@@ -8,6 +8,8 @@ EfficientAD's authors measured the single member with patches of 33x33 pixels. A
 of the global encoder, which are those of EfficientAD's, mirrored; skip connections in it that fade
 out over the first quarter of the training; Adam with 1e-4 and weight decay 1e-5, 500 epochs of
 batches of one image; no gradient of the global regression reaches the encoder that it regresses.
+
+With 1e-4, the few steps of the short profiles leave the networks where they began: they take 1e-3.
 """
 
 from collections.abc import Sequence
@@ -30,7 +32,7 @@ GLOBAL_CHANNELS = 10  # of the global encoder's output
 BOTTLENECK = 32  # numbers for the whole image
 WIDTHS = (32, 32, 64, 64, 64)  # of the global encoder, from a half to a thirty-second of the image
 FADED = 0.25  # share of the training after which the global encoder has no skip connections
-SMALL = {"width": 0.25, "base": 16, "image_size": 128}
+SMALL = {"width": 0.25, "base": 16, "image_size": 128, "learning_rate": 1e-3}
 
 
 def double(inside: int, outside: int) -> nn.Sequential:
@@ -114,6 +116,7 @@ class GCAD(Method):
         width: of the local encoder, as in `DenseDescriptor`.
         base: channels of the U-Nets at full size.
         image_size: images are resized to this before they enter.
+        learning_rate: of Adam.
         weights: a file with the local encoder; None takes the shipped one, of width 0.25.
         pretrained: False leaves the local encoder's weights as they are drawn.
 
@@ -138,11 +141,13 @@ class GCAD(Method):
         width: float = 0.25,
         base: int = 64,
         image_size: int | Sequence[int] = 256,
+        learning_rate: float = 1e-4,
         weights: str | Path | None = None,
         pretrained: bool = True,
     ):
-        super().__init__(image_size, {"patch_size": patch_size, "width": width, "base": base})
-        self.base = base
+        arguments = {"patch_size": patch_size, "width": width, "base": base}
+        super().__init__(image_size, arguments | {"learning_rate": learning_rate})
+        self.base, self.learning_rate = base, learning_rate
         self.local_encoder = DenseDescriptor(patch_size, width).requires_grad_(False)
         if pretrained:
             self.local_encoder = open_descriptors([patch_size], width, weights)[patch_size]
@@ -179,7 +184,7 @@ class GCAD(Method):
     def phases(self, images: ResizedImages) -> list[Phase]:
         decoder = self._decoder[0].to(self.device)
         parameters = [p for module in self.trained().values() for p in module.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=1e-4, weight_decay=1e-5)
+        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, weight_decay=1e-5)
         done = 0.0
 
         def rate(share: float) -> float:

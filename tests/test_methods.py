@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from baselines import layers as layers_module
 from baselines import method as shared
-from baselines import simplenet as simplenet_module
 from baselines.layers import LAYERS, Layers, PatchFeatures
 from baselines.method import Frozen, Schedule, load_method, pixels
 from baselines.patchcore import PatchCore
@@ -29,6 +28,7 @@ from effad_core.storage.weights import read_tensors, write_tensors
 
 import numpy as np
 import pytest
+import skimage
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
@@ -578,7 +578,7 @@ def test_frozen_features_do_not_depend_on_the_memory_for_them(scenario):
 @pytest.fixture(scope="module")
 def simplenet():
     """A small one whose batch norm has statistics as a training could leave them."""
-    method = made("SimpleNet", read=("block2", "block4"), hidden=24, image_size=(64, 96))
+    method = made("SimpleNet", read=("block2", "block4"), hidden=24, noise=0.3, image_size=(64, 96))
     norm = method.discriminator[1]
     for values, low, high in (
         (norm.running_mean, -0.5, 0.5), (norm.running_var, 0.5, 2),
@@ -626,7 +626,7 @@ def test_simplenets_losses_by_hand(simplenet, scenario, monkeypatch):
         simplenet.eval()
         norm.load_state_dict(kept)
     added = noise.double().numpy().transpose(0, 2, 3, 1).reshape(normal.shape)
-    scores = discriminated(simplenet, np.concatenate([normal, normal + 0.015 * added]))
+    scores = discriminated(simplenet, np.concatenate([normal, normal + 0.3 * added]))
     expected = {
         "normal": np.maximum(0, 0.5 - scores[: len(normal)]).mean(),
         "noisy": np.maximum(0, 0.5 + scores[len(normal) :]).mean(),
@@ -649,9 +649,18 @@ def test_simplenets_score_is_the_highest_of_its_cells(simplenet, drawn):
     assert scores[:, 0].tolist() == pytest.approx(cells.reshape(2, -1).max(1).tolist(), rel=1e-4)
 
 
+def test_simplenets_noise_is_the_authors_for_their_network_alone():
+    paper = SimpleNet.of_profile("paper", pretrained=False)
+    assert (paper.features.layers.network, paper.noise) == ("wide-resnet-50", 0.015)
+    others = {SimpleNet.of_profile(name).noise for name in ("smoke", "quick", "laptop")}
+    images = torch.stack([torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1)])
+    spread = SimpleNet().features(images).std().item()
+    assert len(others) == 1 and 0.25 < others.pop() / spread < 1  # not lost in the features
+
+
 def test_simplenet_learns_that_noisy_features_score_higher(scenario, monkeypatch):
-    monkeypatch.setattr(simplenet_module, "NOISE", 0.5)
-    method, images = made("SimpleNet", hidden=32).train(), ResizedImages(scenario.train, (32, 32))
+    method = made("SimpleNet", hidden=32, noise=0.5).train()
+    images = ResizedImages(scenario.train, (32, 32))
     (phase,) = method.phases(images)
     for group in phase.optimizer.param_groups:
         group["lr"] = 0.01
