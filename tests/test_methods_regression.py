@@ -309,6 +309,17 @@ def test_the_students_loss_by_hand(student_teacher, scenario):
     assert (group["lr"], group["weight_decay"]) == (1e-4, 1e-5)
 
 
+@pytest.mark.parametrize("method", [StudentTeacher, GCAD])
+def test_the_short_profiles_alone_have_another_learning_rate(method, scenario):
+    small = {"width": 0.05, "image_size": 32, "pretrained": False}
+    images = ResizedImages(scenario.train, (32, 32))
+    for arguments, rate in (({}, 1e-4), ({"learning_rate": 3e-3}, 3e-3)):
+        (phase,) = method(**small, **arguments).phases(images)
+        assert phase.optimizer.param_groups[0]["lr"] == rate
+    rates = {p: profile.arguments.get("learning_rate") for p, profile in method.PROFILES.items()}
+    assert rates == {"smoke": 1e-3, "quick": 1e-3, "laptop": 1e-3, "paper": None}
+
+
 def maps_by_hand(method, images):
     """e and v of each patch size, float64, (patch sizes, 2, N, H, W)."""
     found = []
