@@ -41,7 +41,8 @@ class SimpleNet(Method):
         network, read, pooled, weights, pretrained: as in `PatchFeatures`.
         image_size: images are resized to this before they enter.
         hidden: channels between the discriminator's two layers.
-        noise: standard deviation of what is added to projected features.
+        noise: standard deviation of what is added to projected features; None takes the
+            authors' 0.015, or 2 for EfficientNet-Lite0.
 
     Example:
         >>> simplenet = SimpleNet().fit(scenario, "smoke")
@@ -55,12 +56,7 @@ class SimpleNet(Method):
         "quick": Profile({}, Schedule((240,), 2)),
         "laptop": Profile({}, Schedule((2400,), 2)),
         "paper": Profile(
-            {
-                "network": "wide-resnet-50",
-                "read": ("layer2", "layer3"),
-                "pooled": 1536,
-                "noise": NOISE,
-            },
+            {"network": "wide-resnet-50", "read": ("layer2", "layer3"), "pooled": 1536},
             Schedule((160,), 8, epochs=True),
         ),
     }
@@ -72,10 +68,12 @@ class SimpleNet(Method):
         image_size: int | Sequence[int] = 256,
         pooled: int | None = None,
         hidden: int = 1024,
-        noise: float = LITE0_NOISE,
+        noise: float | None = None,
         weights: str | Path | None = None,
         pretrained: bool = True,
     ):
+        if noise is None:
+            noise = LITE0_NOISE if network == LITE0 else NOISE
         arguments = {"network": network, "read": tuple(read), "pooled": pooled}
         arguments |= {"hidden": hidden, "noise": noise}
         super().__init__(image_size, arguments)
