@@ -117,6 +117,13 @@ def test_what_takes_arrays_knows_no_torch(room):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_who_trains_or_predicts_does_not_wait_for_torchvision():
+    """It takes as long to import as torch, and is needed by the backbones of Psi alone."""
+    names = "EfficientAD, evaluate, open_extractor, open_pretraining, open_scenario, prepare, train"
+    code = f"import sys; from effad_core import {names}; assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_the_floors_are_those_of_the_reference():
     """docs/api.md lists the rooms from the ground floor up."""
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")

@@ -7,9 +7,8 @@ from functools import cache
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,7 +30,7 @@ def resize(image: Image.Image, size: int | tuple[int, int]) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Turn an RGB image into a uint8 tensor of shape (3, H, W), values 0..255."""
-    return F.pil_to_tensor(image).contiguous()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -73,6 +72,9 @@ def draw_augmentation(rng: np.random.Generator) -> tuple[int, float]:
 def augment(image: Image.Image, index: int, coefficient: float) -> Image.Image:
     """Change brightness, contrast or saturation (Algorithm 1, lines 25-31).
 
+    Pillow changes them, as torchvision does for PIL images; torchvision itself takes seconds to
+    import.
+
     Args:
         image: an RGB image, already at the detector's size.
         index: i_aug: 1 brightness, 2 contrast, 3 saturation.
@@ -85,9 +87,11 @@ def augment(image: Image.Image, index: int, coefficient: float) -> Image.Image:
         ValueError: if the index is not 1, 2 or 3.
     """
     if index == 1:  # Algorithm 1, line 25
-        return F.adjust_brightness(image, coefficient)  # Algorithm 1, line 26
-    if index == 2:  # Algorithm 1, line 27
-        return F.adjust_contrast(image, coefficient)  # Algorithm 1, line 28
-    if index == 3:  # Algorithm 1, line 29
-        return F.adjust_saturation(image, coefficient)  # Algorithm 1, line 30
-    raise ValueError(f"augmentation index {index} is not 1, 2 or 3")
+        enhancer = ImageEnhance.Brightness(image)  # Algorithm 1, line 26
+    elif index == 2:  # Algorithm 1, line 27
+        enhancer = ImageEnhance.Contrast(image)  # Algorithm 1, line 28
+    elif index == 3:  # Algorithm 1, line 29
+        enhancer = ImageEnhance.Color(image)  # Algorithm 1, line 30: saturation
+    else:
+        raise ValueError(f"augmentation index {index} is not 1, 2 or 3")
+    return enhancer.enhance(coefficient)  # Algorithm 1, line 31

@@ -8,6 +8,7 @@ weights. `effad_core.distillation.extractors` makes extractors of them.
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from effad_core.datasets.transforms import IMAGENET_MEAN, IMAGENET_STD
 from effad_core.errors import RunError, not_installed
@@ -16,8 +17,9 @@ from effad_core.storage.weights import load_weights
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
-from torchvision.models import WeightsEnum
+
+if TYPE_CHECKING:  # torchvision takes seconds to import, and few commands need it
+    from torchvision.models import WeightsEnum
 
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision)"
 
@@ -71,14 +73,15 @@ class Backbone:
     pooling: str = "patchcore"  # what `FeatureExtractor` does with the layers, or "mean"
 
 
-TORCHVISION = {  # name -> (the network, the weights that PatchCore and the papers use)
-    "resnet-18": (models.resnet18, models.ResNet18_Weights.IMAGENET1K_V1),
-    "wide-resnet-50": (models.wide_resnet50_2, models.Wide_ResNet50_2_Weights.IMAGENET1K_V1),
-    "wide-resnet-101": (models.wide_resnet101_2, models.Wide_ResNet101_2_Weights.IMAGENET1K_V1),
-    "resnext-101": (models.resnext101_32x8d, models.ResNeXt101_32X8D_Weights.IMAGENET1K_V1),
-    "densenet-201": (models.densenet201, models.DenseNet201_Weights.IMAGENET1K_V1),
-    "efficientnet-b5": (models.efficientnet_b5, models.EfficientNet_B5_Weights.IMAGENET1K_V1),
+TORCHVISION = {  # name -> torchvision's
+    "resnet-18": "resnet18",
+    "wide-resnet-50": "wide_resnet50_2",
+    "wide-resnet-101": "wide_resnet101_2",
+    "resnext-101": "resnext101_32x8d",
+    "densenet-201": "densenet201",
+    "efficientnet-b5": "efficientnet_b5",
 }
+TORCHVISION_WEIGHTS = "IMAGENET1K_V1"  # those that PatchCore and the papers use
 LITE0 = "efficientnet-lite0"
 LITE0_STATISTICS = (127 / 255,) * 3, (128 / 255,) * 3  # (x - 127) / 128 on 8-bit values
 
@@ -104,9 +107,11 @@ def open_network(
     if name not in TORCHVISION:
         known = ", ".join((LITE0, *TORCHVISION))
         raise ValueError(f"the network must be one of {known}, not {name!r}")
-    build, source = TORCHVISION[name]
-    network = build()
+    from torchvision.models import get_model, get_model_weights
+
+    network = get_model(TORCHVISION[name], weights=None)
     if pretrained:
+        source = get_model_weights(TORCHVISION[name])[TORCHVISION_WEIGHTS]
         _load_torchvision(network, source, weights)
     return network
 
@@ -198,7 +203,7 @@ def _resnet(name: str, weights: str | Path | None) -> Backbone:
     return Backbone(net, stages, [512, 1024], normalisation(name), TORCHVISION_LICENCE)
 
 
-def _load_torchvision(net: nn.Module, source: WeightsEnum, weights: str | Path | None) -> None:
+def _load_torchvision(net: nn.Module, source: "WeightsEnum", weights: str | Path | None) -> None:
     """Weights from a file, or downloaded once. Old files differ in two ways from a state dict.
 
     They lack the counters of the batch norms, and DenseNet's layers are norm.1, not norm1.
@@ -221,7 +226,7 @@ def _timm_name(key: str) -> str:
     return f"blocks.{LITE0_BLOCKS[number]}.{names.get(layer, layer)}.{leaf}"
 
 
-def _download(source: WeightsEnum) -> dict[str, Tensor]:
+def _download(source: "WeightsEnum") -> dict[str, Tensor]:
     try:
         return source.get_state_dict(check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
 IMAGE = Image.fromarray(PIXELS)
@@ -32,6 +33,16 @@ def by_formula(pixels, index, coefficient):
 def test_augment_follows_the_formula(index, coefficient):
     result = np.asarray(augment(IMAGE, index, coefficient)).astype(float)
     assert np.abs(result - by_formula(PIXELS, index, coefficient)).max() <= 1.01
+
+
+@pytest.mark.parametrize(
+    ("index", "adjust"),
+    [(1, F.adjust_brightness), (2, F.adjust_contrast), (3, F.adjust_saturation)],
+)
+@pytest.mark.parametrize("coefficient", [0.8, 0.93, 1.0, 1.07, 1.2])
+def test_augment_gives_the_bytes_of_torchvision(index, adjust, coefficient):
+    result = np.asarray(augment(IMAGE, index, coefficient))
+    np.testing.assert_array_equal(result, np.asarray(adjust(IMAGE, coefficient)))
 
 
 def test_augmentations_differ_and_leave_the_input_alone():
