@@ -5,7 +5,8 @@
 
 Trains what the list names, keeps the runs in --runs, and writes into data/evidence what is shipped
 of them. An interrupted run goes on. Entries with variants are studies (studies.py). What was made
-by today's code, teacher and schedules stays; `--check` only says what was not. Test images are
+by today's code, teacher and schedules stays; `--check` only says what was not. Where only the maps
+of a shipped detector are missing, they are computed without a training. Test images are
 scored after the training and choose nothing.
 """
 
@@ -21,10 +22,12 @@ from pathlib import Path
 
 from benchmarks.studies import make_study, study_settings, train_timed
 from effad_core import EfficientAD, Sample, Scenario, Schedule, evaluate, open_scenario, train
-from effad_core.datasets import PretrainingImages, ResizedImages, open_pretraining
+from effad_core.datasets import PretrainingImages, ResizedImages, evenly, open_pretraining
 from effad_core.detector import DETECTOR
 from effad_core.errors import RunError, command_errors
-from effad_core.evaluation.evidence import FACTS, FOLDER, TEACHER, mean_levels
+from effad_core.evaluation.evidence import FACTS, FOLDER, TEACHER, Evidence, mean_levels
+from effad_core.evaluation.examples import choose_tested
+from effad_core.evaluation.known import CELLS, KnownMaps, holds
 from effad_core.storage.digests import combined, inventory
 from effad_core.storage.files import as_path, write_text
 from effad_core.storage.runs import Run
@@ -33,10 +36,12 @@ from effad_core.storage.weights import fingerprint, write_tensors
 from effad_core.training import CELL_IMAGES
 
 import numpy as np
+import torch
 from torch import Tensor
 
 LIST = Path(__file__).with_name("evidence.toml")
 PROBE = "probe.json"
+TEST_IMAGES = 64  # `test_images` of the notebooks that look at the shipped detectors
 TOLERANCE = 0.02  # of the probe's numbers: processors round differently, and six steps add it up
 
 
@@ -87,6 +92,38 @@ def write_detector(detector: EfficientAD, path: str | os.PathLike) -> None:
         "card": detector.card,
     }
     write_tensors(as_path(path), tensors, header)
+
+
+def looked_at(scenario: Scenario) -> list[Sample]:
+    """The images whose maps are shipped: validation images, as many training images, test images.
+
+    Of many test images those that the notebooks' `test_images` stands for.
+    """
+    test = scenario.test
+    if len(test) > 2 * TEST_IMAGES:
+        normal, anomalous = scenario.test_part(TEST_IMAGES)
+        test = (*normal, *anomalous, *choose_tested(test, TEST_IMAGES))
+    training = evenly(scenario.train, len(scenario.validation))
+    return [*dict.fromkeys((*scenario.validation, *training, *test))]
+
+
+def write_maps(scenario: Scenario, folder: Path) -> None:
+    """Compute the maps of an entry's shipped detector anew, and write them beside it."""
+    (folder / CELLS).unlink(missing_ok=True)
+    known = KnownMaps(shipped_detector(folder), folder, torch.float16)
+    for batch in ResizedImages(looked_at(scenario), known.image_size).batches(8):
+        known.cells(batch)
+    print(f"{folder.name}: {known}", flush=True)
+
+
+def shipped_detector(folder: Path) -> EfficientAD:
+    """The detector in the folder of an entry."""
+    return Evidence(folder, {}).detector("cpu")
+
+
+def has_maps(folder: Path) -> bool:
+    """Whether the maps in the folder of an entry are those of its detector."""
+    return holds(folder / CELLS, shipped_detector(folder))
 
 
 def settings(profile: str, changes: Mapping, size: str) -> dict:
@@ -177,6 +214,7 @@ def make(name: str, entry: Mapping, runs: Path, folder: Path) -> None:
         print(f"{name}, seed {seed}: {evaluation.auroc()}", flush=True)
         if shown:
             write_detector(detector, target / DETECTOR)
+            write_maps(scenario, target)
             shutil.copyfile(run / Run.LOG, target / Run.LOG)
             scores = {m: [round(float(s), 4) for s in v] for m, v in evaluation.scores.items()}
             facts |= {"detector_seed": seed, "labels": evaluation.labels.tolist(), "scores": scores}
@@ -208,10 +246,12 @@ def main() -> None:
             raise RunError(f"{args.runs} holds runs of other code: delete it or name other --runs")
         write_text(kept, json.dumps(today, indent=1) + "\n")
         for name in args.only:
+            entry = entries()[name]
             if found[name]:
-                entry = entries()[name]
                 made = make_study if "variants" in entry else make
                 made(name, entry, args.runs, folder)
+            elif "detector" in entry and not has_maps(folder / name):
+                write_maps(open_scenario(entry["scenario"]), folder / name)
     if other_code and set(args.only) == {*entries()}:
         write_text(old, json.dumps(today, indent=1) + "\n")
 

@@ -241,9 +241,18 @@ class EfficientAD(nn.Module, Predictor):
         Returns:
             Two float32 tensors of shape (N, H, W).
         """
+        return self.place(self.cells(images))
+
+    @torch.inference_mode()
+    def place(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """The raw maps of `cells`, as `anomaly_maps` gives them.
+
+        Args:
+            cells: shape (N, 2, h, w), as `cells` gives them.
+        """
         return tuple(  # Algorithm 1, lines 54-55; Algorithm 2, lines 6-7
             place_cells(m[:, None], self.image_size, self.padding)[:, 0]
-            for m in self.divided_cells(images).unbind(dim=1)
+            for m in (cells / self.cell_means).unbind(dim=1)
         )
 
     @torch.inference_mode()
@@ -402,13 +411,18 @@ class EfficientAD(nn.Module, Predictor):
         Raises:
             ValueError: as `normalise_maps`.
         """
-        return self._combined(*self.anomaly_maps(images))
+        return self.combine(*self.anomaly_maps(images))
 
     def combined_cells(self, images: Tensor) -> Tensor:
         """As `combined_maps`, of the cells, (N, 3, h, w): before they are resized to the image."""
-        return self._combined(*self.divided_cells(images).unbind(dim=1))
+        return self.combine(*self.divided_cells(images).unbind(dim=1))
 
-    def _combined(self, m_st: Tensor, m_ae: Tensor) -> Tensor:
+    def combine(self, m_st: Tensor, m_ae: Tensor) -> Tensor:
+        """M and the two normalised maps of raw ones, shape (N, 3, H, W) (Algorithm 2, lines 8-10).
+
+        Raises:
+            ValueError: as `normalise_maps`.
+        """
         m_st, m_ae = self.normalise_maps(m_st, m_ae)
         m = 0.5 * m_st + 0.5 * m_ae  # Algorithm 2, line 10
         return torch.stack([m, m_st, m_ae], dim=1)

@@ -16,6 +16,7 @@ from effad_core import (
     evaluate,
     open_scenario,
 )
+from effad_core.acceleration.precision import WINOGRAD
 from effad_core.datasets import ResizedImages
 from effad_core.evaluation import evidence as module
 from effad_core.evaluation.evidence import (
@@ -26,6 +27,7 @@ from effad_core.evaluation.evidence import (
     open_evidence,
     open_study,
 )
+from effad_core.evaluation.known import CELLS, KnownMaps
 from effad_core.storage.shipped import shipped
 
 import numpy as np
@@ -246,21 +248,40 @@ def test_probes_of_other_code_differ():
 # --- which detector a notebook looks at -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["float32", "float32-winograd", "bfloat16"])
-def test_a_notebook_looks_at_the_shipped_detector(tmp_path, capsys, monkeypatch, precision):
-    """In what is fastest here, with the quantiles of that number format."""
-    monkeypatch.setattr(module, "resolve_precision", lambda *_: precision)
+def test_a_notebook_looks_at_the_shipped_detector_and_its_maps(tmp_path, capsys, monkeypatch):
+    """It computes in a way whose quantiles are those of float32, and only what is not known."""
     scenario = open_scenario("solar-mono")
-    scenario = replace(scenario, validation=scenario.validation[:1])
+    asked = []
+    monkeypatch.setattr(module, "resolve_precision", lambda *a: asked.append(a) or WINOGRAD)
     detector, folder = detector_of(scenario, tmp_path)
     assert folder == tmp_path / "solar-mono-evidence" and (folder / "log.csv").is_file()
     assert capsys.readouterr().out.startswith("evidence: solar-mono, profile laptop")
-    shipped_one = open_evidence("solar-mono").detector(detector.device)
-    assert detector.precision == precision
-    if precision == "bfloat16":
-        images = ResizedImages(scenario.validation, detector.image_size)
-        shipped_one.find_quantiles(images.batches(8), 1, precision)
-    assert torch.equal(detector.quantiles, shipped_one.quantiles)
+    assert detector.precision == WINOGRAD and "bfloat16" not in asked[0][3]
+    assert torch.equal(detector.quantiles, open_evidence("solar-mono").detector("cpu").quantiles)
+    known, images = KnownMaps(detector, folder), making.looked_at(scenario)
+    for batch in ResizedImages(images, detector.image_size).batches(8):
+        known.cells(batch)
+    assert (known.computed, known.looked_up) == (0, len(images))
+    monkeypatch.setattr(detector, "cells", lambda images: images.new_ones(len(images), 2, 56, 56))
+    known.cells(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
+    _, folder = detector_of(scenario, tmp_path)  # a second notebook
+    again = KnownMaps(detector, folder)
+    assert again.cells(torch.zeros(1, 3, 256, 256, dtype=torch.uint8)).mean() == 1
+    assert again.computed == 0
+
+
+@pytest.mark.parametrize("name", [name for name, entry in LIST.items() if "detector" in entry])
+def test_the_shipped_maps_are_those_of_the_shipped_detector(name):
+    folder = shipped(f"evidence/{name}")
+    assert making.has_maps(folder), REMEDY
+    assert (folder / CELLS).stat().st_size < 4e6
+    detector = open_evidence(name).detector("cpu")
+    images = ResizedImages(making.looked_at(open_scenario(name))[:2], detector.image_size)
+    (batch,) = images.batches(2)
+    known = KnownMaps(detector, folder)
+    kept = [*known._kept.values()][:2]  # in the order of `looked_at`, wherever the tray was drawn
+    found = detector.cells(batch)
+    torch.testing.assert_close(torch.stack(kept), found, rtol=5e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("why", ["it is asked for", "no evidence", "other images"])

@@ -8,15 +8,16 @@ import doctest
 from dataclasses import replace
 from importlib import import_module
 
-from effad_core import EfficientAD, Schedule, open_scenario, train
+from effad_core import EfficientAD, Schedule, evaluate, open_scenario, train
 
 import pytest
 
 MODULES = (
     *("acceleration.devices", "datasets", "datasets.pretraining", "deployment.inspection"),
     *("deployment.onnx", "deployment.prepared", "detector", "errors", "evaluation.evidence"),
-    *("evaluation.scores", "extensions.puad", "losses", "metrics", "prediction", "schedule"),
-    *("statistics", "storage.shipped", "thresholds", "tiles.cutting", "training"),
+    *("evaluation.known", "evaluation.scores", "extensions.puad", "losses", "metrics"),
+    *("prediction", "schedule", "statistics", "storage.shipped", "thresholds", "tiles.cutting"),
+    "training",
 )
 
 
@@ -27,7 +28,7 @@ def trained():
     scenario = replace(whole, train=whole.train[:3], validation=whole.validation[:2], test=test)
     detector = EfficientAD().load_teacher()
     train(detector, scenario, Schedule.smoke(precision="float32"), device="cpu")
-    return {"detector": detector, "scenario": scenario}
+    return {"detector": detector, "scenario": scenario, "evaluate": evaluate}
 
 
 @pytest.mark.parametrize("name", MODULES)

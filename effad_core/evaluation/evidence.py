@@ -2,8 +2,9 @@
 
 A folder of `data/evidence` holds what several seeds of one training found: run.json (how it was
 trained, how long it took on which processor, metrics, the scores of the test images), log.csv of
-one seed and, where a notebook looks at maps, that seed's detector. A study, which compares variants
-of one short training, has a run.json alone. `make evidence` makes them.
+one seed and, where a notebook looks at maps, that seed's detector and its maps of many images. A
+study, which compares variants of one short training, has a run.json alone. `make evidence` makes
+them.
 """
 
 import json
@@ -14,10 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from effad_core.acceleration.precision import number_format, resolve_precision
-from effad_core.datasets import ResizedImages, Sample, Scenario, open_pretraining
+from effad_core.acceleration.precision import WINOGRAD, resolve_precision
+from effad_core.datasets import Sample, Scenario, open_pretraining
 from effad_core.detector import DETECTOR, EfficientAD
 from effad_core.errors import RunError
+from effad_core.evaluation.known import CELLS, holds
 from effad_core.evaluation.tables import Metrics, headline
 from effad_core.schedule import Schedule
 from effad_core.storage.digests import combined, inventory
@@ -32,6 +34,7 @@ import torch
 
 FOLDER, FACTS = "evidence", "run.json"
 TEACHER = "teacher."  # names of its weights in a detector's state
+FLOAT32 = ("auto", "float32", WINOGRAD)  # ways to compute with the quantiles of float32
 ROUNDING = 0.05  # of an image's mean level: a difference that nobody sees
 
 
@@ -297,9 +300,9 @@ def detector_of(
 ) -> tuple[EfficientAD, Path]:
     """The detector that a notebook looks at: the shipped one, or one that is trained here.
 
-    It prints which one it is. The shipped one computes in what is fastest here; its quantiles were
-    found in float32, so for another number format they are found anew. Of a scenario without
-    evidence, or with other images than the evidence was trained on, one is trained.
+    It prints which one it is. The shipped one computes in float32, for which its quantiles hold,
+    and brings the maps of the images that the notebooks look at (see `KnownMaps`). Of a scenario
+    without evidence, or with other images than the evidence was trained on, one is trained.
 
     Args:
         scenario: whose.
@@ -308,19 +311,20 @@ def detector_of(
         profile, pretraining, seed: of that training; `pretraining` as in `open_pretraining`.
 
     Returns:
-        The detector, and a folder with its log.csv, for what is made with it: its run, or
-        `<scenario>-evidence`.
+        The detector, and a folder with its log.csv and the maps that are known, for what is made
+        with it: its run, or `<scenario>-evidence`.
     """
     folder = as_path(runs) / f"{scenario.name}-evidence"
     if not train_own and (evidence := evidence_of(scenario)):
         print(evidence)
+        detector = evidence.detector()
+        detector.precision = resolve_precision(
+            "auto", detector.device, "inference", FLOAT32, detector.size
+        )
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(evidence.folder / Run.LOG, folder / Run.LOG)
-        detector = evidence.detector()
-        detector.precision = resolve_precision("auto", detector.device, "inference")
-        if number_format(detector.precision) != "float32":
-            images = ResizedImages(scenario.validation, detector.image_size)
-            detector.find_quantiles(images.batches(8), len(images))
+        if not holds(folder / CELLS, detector):
+            shutil.copyfile(evidence.folder / CELLS, folder / CELLS)
         return detector, folder
     folder = folder.with_name(f"{scenario.name}-{profile}")
     detector = EfficientAD().load_teacher()

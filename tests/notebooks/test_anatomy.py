@@ -245,8 +245,8 @@ def test_every_key_of_a_profile_is_some_notebooks_parameter(path):
         assert section.keys() <= known[stem] - RUNNER_GIVES, stem
 
 
-def test_the_five_profiles_exist():
-    assert [path.stem for path in PROFILES] == ["laptop", "paper", "quick", "short", "smoke"]
+def test_the_four_profiles_exist():
+    assert [path.stem for path in PROFILES] == ["laptop", "paper", "quick", "smoke"]
 
 
 # --- the rules themselves ----------------------------------------------------------------------
