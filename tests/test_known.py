@@ -34,7 +34,7 @@ def test_maps_are_the_detectors_and_computed_once(narrow, batch, tmp_path, monke
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other)
     assert calls == [3] and (known.computed, known.looked_up) == (3, 9)
-    assert str(known) == "maps of 3 images computed here, of 9 looked up"
+    assert str(known) == "maps of 9 images looked up, of 3 computed here"
 
 
 def test_what_a_folder_holds_is_used_again(narrow, batch, tmp_path, monkeypatch):
@@ -108,3 +108,24 @@ def test_tiles_and_damaged_files_are_refused(narrow, batch, tmp_path):
     (tmp_path / CELLS).write_bytes(content[: len(content) // 2])
     with pytest.raises(RunError, match=r"cells.safetensors is not a whole safetensors file"):
         KnownMaps(narrow(), tmp_path)
+
+
+def test_another_number_format_has_maps_of_its_own(narrow, batch, tmp_path):
+    detector = narrow()
+    known = KnownMaps(detector, tmp_path)
+    exact = known.cells(batch)
+    detector.precision = "bfloat16"
+    torch.testing.assert_close(known.cells(batch), detector.cells(batch))
+    assert known.computed == 6 and not torch.equal(known.cells(batch), exact)
+
+
+def test_maps_of_another_folder_are_taken_along(narrow, batch, tmp_path):
+    KnownMaps(narrow(), tmp_path / "shipped").cells(batch[:2])
+    KnownMaps(narrow(1), tmp_path / "foreign").cells(batch)
+    own = KnownMaps(narrow(), tmp_path / "own")
+    own.cells(batch[2:])
+    for folder in ("shipped", "foreign", "absent"):
+        own.take(tmp_path / folder)
+    again = KnownMaps(narrow(), tmp_path / "own")
+    torch.testing.assert_close(again.cells(batch), narrow().cells(batch))
+    assert (again.looked_up, again.computed) == (3, 0)

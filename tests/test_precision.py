@@ -89,7 +89,7 @@ class Machine:
     """
 
     def __init__(self, monkeypatch, seconds, trial=None):
-        self.now, self.seconds, self.turns = 0.0, seconds, []
+        self.now, self.seconds, self.turns, self.trials = 0.0, seconds, [], []
         self.trial = trial or dict.fromkeys(seconds, 0.001)
         monkeypatch.setattr(precision.time, "perf_counter", lambda: self.now)
         monkeypatch.setattr(precision, "_pass", self.a_pass)
@@ -100,8 +100,7 @@ class Machine:
                 raise TypeError("no such format here")
             real = shape[3] == 256
             self.now += (self.seconds if real else self.trial)[name]
-            if real:
-                self.turns.append(name)
+            (self.turns if real else self.trials).append(name)
 
         return work_on
 
@@ -129,6 +128,7 @@ def test_a_hopeless_format_is_given_up_after_the_trial(monkeypatch):
     machine = Machine(monkeypatch, times(0.1, 0.05, 9.0), trial)
     assert measure(CPU, "training").seconds.keys() == {"float32", "float32-winograd"}
     assert "bfloat16" not in machine.turns
+    assert [machine.trials.count(name) for name in machine.seconds] == [3, 3, 2]
 
 
 def test_what_the_device_cannot_do_is_left_out(monkeypatch):

@@ -19,7 +19,7 @@ from effad_core.acceleration.precision import WINOGRAD, resolve_precision
 from effad_core.datasets import Sample, Scenario, open_pretraining
 from effad_core.detector import DETECTOR, EfficientAD
 from effad_core.errors import RunError
-from effad_core.evaluation.known import CELLS, holds
+from effad_core.evaluation.known import KnownMaps
 from effad_core.evaluation.tables import Metrics, headline
 from effad_core.schedule import Schedule
 from effad_core.storage.digests import combined, inventory
@@ -323,8 +323,7 @@ def detector_of(
         )
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(evidence.folder / Run.LOG, folder / Run.LOG)
-        if not holds(folder / CELLS, detector):
-            shutil.copyfile(evidence.folder / CELLS, folder / CELLS)
+        KnownMaps(detector, folder).take(evidence.folder)
         return detector, folder
     folder = folder.with_name(f"{scenario.name}-{profile}")
     detector = EfficientAD().load_teacher()

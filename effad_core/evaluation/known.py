@@ -45,7 +45,7 @@ class KnownMaps(Predictor):
         >>> known = KnownMaps(detector, folder)
         >>> first, again = evaluate(known, scenario), evaluate(known, scenario)
         >>> print(known)
-        maps of 4 images computed here, of 4 looked up
+        maps of 4 images looked up, of 4 computed here
     """
 
     def __init__(
@@ -60,15 +60,11 @@ class KnownMaps(Predictor):
         self.image_size, self.full_scale = detector.image_size, detector.full_scale
         self.region = detector.region
         self.looked_up, self.computed, self.dtype = 0, 0, dtype
-        self._owner = owner(detector)
-        self._kept: dict[bytes, Tensor] = {}
-        if holds(self.path, detector):
-            tensors, _ = read_tensors(self.path, KIND)
-            names = (row.numpy().tobytes() for row in tensors["images"])
-            self._kept.update(zip(names, tensors["cells"].to(dtype), strict=True))
+        self._forget()
+        self.take(folder)
 
     def __str__(self) -> str:
-        return f"maps of {self.computed} images computed here, of {self.looked_up} looked up"
+        return f"maps of {self.looked_up} images looked up, of {self.computed} computed here"
 
     @property
     def operating_point(self) -> OperatingPoint | None:
@@ -98,6 +94,8 @@ class KnownMaps(Predictor):
 
     def cells(self, images: Tensor) -> Tensor:
         """As `EfficientAD.cells`, float32, rounded to what is kept."""
+        if number_format(self.detector.precision) != self._numbers:
+            self._forget()  # they were computed in another one
         names = [
             blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images.cpu()
         ]
@@ -109,6 +107,27 @@ class KnownMaps(Predictor):
         self.computed += len(new)
         self.looked_up += len(names) - len(new)
         return torch.stack([self._kept[name] for name in names]).float().to(self.detector.device)
+
+    def take(self, folder: str | os.PathLike) -> None:
+        """Keep the maps in another folder too, if they are of this detector.
+
+        Raises:
+            RunError: if the file there is damaged.
+        """
+        path = as_path(folder) / CELLS
+        if not path.is_file() or header_of(path).get(OWNER) != self._owner:
+            return
+        tensors, _ = read_tensors(path, KIND)
+        names = (row.numpy().tobytes() for row in tensors["images"])
+        found = dict(zip(names, tensors["cells"].to(self.dtype), strict=True))
+        new = found.keys() - self._kept.keys()
+        self._kept.update((name, found[name]) for name in found if name in new)
+        if new and path != self.path:
+            self._write()
+
+    def _forget(self) -> None:
+        self._owner, self._numbers = owner(self.detector), number_format(self.detector.precision)
+        self._kept: dict[bytes, Tensor] = {}
 
     def _write(self) -> None:
         images = torch.tensor([[*name] for name in self._kept], dtype=torch.uint8)
