@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from baselines.descriptors import CHANNELS, DenseDescriptor, open_descriptors
 from baselines.maps import scales_of, standardised
-from baselines.method import Method, Phase, Profile, Schedule, pixels
+from baselines.method import Method, Phase, Profile, Schedule, checked_positive, pixels
 from effad_core.datasets import ResizedImages
 from effad_core.datasets.transforms import normalise
 from effad_core.statistics import channel_statistics
@@ -146,6 +146,7 @@ class GCAD(Method):
         pretrained: bool = True,
     ):
         arguments = {"patch_size": patch_size, "width": width, "base": base}
+        learning_rate = checked_positive("learning_rate", learning_rate)
         super().__init__(image_size, arguments | {"learning_rate": learning_rate})
         self.base, self.learning_rate = base, learning_rate
         self.local_encoder = DenseDescriptor(patch_size, width).requires_grad_(False)

@@ -463,6 +463,14 @@ def checked_size(image_size: int | Sequence[int]) -> tuple[int, int]:
     return sides
 
 
+def checked_positive(name: str, value: float) -> float:
+    """A finite number above 0; ValueError, which names the argument, for anything else."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a number above 0, not {value!r}")
+    return float(value)
+
+
 class _Counted(nn.Module):
     """A method without what stands around its networks: no precision, no inference mode."""
 

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from baselines.layers import PatchFeatures
 from baselines.maps import shown_and_judged
-from baselines.method import Frozen, Method, Phase, Profile, Schedule
+from baselines.method import Frozen, Method, Phase, Profile, Schedule, checked_positive
 from effad_core.datasets import ResizedImages
 from effad_core.distillation.backbones import LITE0, open_network
 
@@ -74,6 +74,7 @@ class SimpleNet(Method):
     ):
         if noise is None:
             noise = LITE0_NOISE if network == LITE0 else NOISE
+        noise = checked_positive("noise", noise)
         arguments = {"network": network, "read": tuple(read), "pooled": pooled}
         arguments |= {"hidden": hidden, "noise": noise}
         super().__init__(image_size, arguments)

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from baselines.descriptors import CHANNELS, DESCRIPTORS, DenseDescriptor, open_descriptors
 from baselines.maps import scales_of, standardised
-from baselines.method import Method, Phase, Profile, Schedule, pixels
+from baselines.method import Method, Phase, Profile, Schedule, checked_positive, pixels
 from effad_core.datasets import ResizedImages
 from effad_core.datasets.transforms import normalise
 from effad_core.statistics import channel_statistics
@@ -65,6 +65,7 @@ class StudentTeacher(Method):
         pretrained: bool = True,
     ):
         arguments = {"patch_sizes": tuple(patch_sizes), "width": width}
+        learning_rate = checked_positive("learning_rate", learning_rate)
         super().__init__(image_size, arguments | {"learning_rate": learning_rate})
         self.width, self.learning_rate = width, learning_rate
         teachers = {size: DenseDescriptor(size, width) for size in patch_sizes}

@@ -535,6 +535,16 @@ def test_damaged_tensors_are_refused(damaged):
     assert "memory" in refusal_of(damaged())
 
 
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "much", True])
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("SimpleNet", "noise"), ("S-T", "learning_rate"), ("GCAD", "learning_rate")],
+)
+def test_noise_and_learning_rates_are_numbers_above_0(name, argument, value):
+    with pytest.raises(ValueError, match=f"{argument} must be a number above 0, not "):
+        find_method(name)(**{argument: value}, pretrained=False)
+
+
 def test_profiles_and_arguments_that_do_not_exist(scenario):
     for name in NAMES:
         with pytest.raises(ValueError, match="smoke, quick, laptop, paper, not 'nonsense'"):

@@ -93,7 +93,7 @@ class KnownMaps(Predictor):
         return self.detector.place(self.cells(images))
 
     def cells(self, images: Tensor) -> Tensor:
-        """As `EfficientAD.cells`, float32, rounded to what is kept."""
+        """As `EfficientAD.cells`, float32, rounded to `dtype`."""
         if number_format(self.detector.precision) != self._numbers:
             self._forget()  # they were computed in another one
         names = [
@@ -121,7 +121,7 @@ class KnownMaps(Predictor):
         names = (row.numpy().tobytes() for row in tensors["images"])
         found = dict(zip(names, tensors["cells"].to(self.dtype), strict=True))
         new = found.keys() - self._kept.keys()
-        self._kept.update((name, found[name]) for name in found if name in new)
+        self._kept = found | self._kept
         if new and path != self.path:
             self._write()
 
