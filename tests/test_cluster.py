@@ -64,7 +64,7 @@ def of_the_loop(sources, tmp_path_factory):
 def test_whoever_is_killed_the_files_are_those_of_the_loop(nodes, sources, of_the_loop, tmp_path):
     kills = ["ctrl-c", "worker", "node"]
     happened, printed = soak.disturbed(nodes, sources, tmp_path, kills, random.Random(2), pause=1.0)
-    assert happened == dict.fromkeys(kills, 1) and len(printed) == 2
+    assert happened == dict.fromkeys(kills, 1) and len(printed) == 2, printed
     assert "2 nodes, 2 processors, 0 GPUs; 2 runs at a time, 1 thread for each" in printed[0]
     assert "Interrupted: the same command goes on from here." in printed[0]
     assert "its worker died, another one goes on" in printed[1]
