@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 from effad_core.datasets import Sample, Scenario, open_scenario, read_image
@@ -135,6 +136,18 @@ def test_half_of_the_tested_are_normal_and_kinds_take_turns(part, count):
     assert sum(anomalous.values()) == min(6, max(1, count // 2))
     of_each = [anomalous[kind] for kind in ("missing nut", "surplus nut", "dent")]
     assert max(of_each) - min(of_each) <= 1
+
+
+def test_the_images_of_a_kind_are_evenly_spaced(part):
+    """The first files of a folder may be its easiest."""
+    scratch = [dataclasses.replace(part.test[0], path=Path(f"{n}.png"), label=1) for n in range(9)]
+    scratch = [
+        dataclasses.replace(sample, anomaly_type="scratch", mask_paths=()) for sample in scratch
+    ]
+    dent = [dataclasses.replace(sample, anomaly_type="dent") for sample in scratch[:2]]
+    chosen = choose_tested([*scratch, *dent], 10)
+    found = [(s.anomaly_type, s.path.stem) for s in chosen]
+    assert found == [*(("scratch", n) for n in "048"), ("dent", "0"), ("dent", "1")]
 
 
 def test_zero_tests_all_and_one_class_will_do(part):

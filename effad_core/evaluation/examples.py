@@ -96,19 +96,20 @@ def survey(
 def choose_tested(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     """At most `count` of the samples, half of them normal; 0: all.
 
-    The normal ones are evenly spaced. The anomalous ones are taken in turns from each kind, so that
-    each is present before any is there twice.
+    The kinds of anomalies share the other half by turns, so that each is present before any is
+    there twice. The normal images, and those of each kind, are evenly spaced.
     """
     if count == 0:
         return tuple(samples)
-    normal = evenly([s for s in samples if s.label == 0], max(1, count // 2))
-    turns, seen = [], Counter()
+    half = max(1, count // 2)
+    kinds: dict[tuple[str, str], list[Sample]] = {}
     for sample in (s for s in samples if s.label):
-        kind = (sample.anomaly_type, kind_of(sample))
-        turns.append((seen[kind], sample))
-        seen[kind] += 1
-    turns.sort(key=lambda turn: turn[0])  # stable: within a turn in the order given
-    return normal + tuple(sample for _, sample in turns[: max(1, count // 2)])
+        kinds.setdefault((sample.anomaly_type, kind_of(sample)), []).append(sample)
+    turns = [(turn, kind) for kind, own in kinds.items() for turn in range(len(own))]
+    turns.sort(key=lambda place: place[0])  # stable: within a turn in the order given
+    shares = Counter(kind for _, kind in turns[:half])
+    anomalous = (s for kind, share in shares.items() for s in evenly(kinds[kind], share))
+    return (*evenly([s for s in samples if s.label == 0], half), *anomalous)
 
 
 def kind_of(sample: Sample) -> str:
