@@ -113,8 +113,7 @@ def measure(device: torch.device, work: str, size: str = "small") -> Measurement
     Training is a pass forwards and backwards, inference one forwards. The candidates take turns, so
     that whatever else the machine does slows all of them alike. A format for which the processor
     has no instructions can take thirty times as long as float32: a trial on a few pixels finds
-    those first. All together it takes two to four seconds on two cores, for "medium" in training
-    more.
+    those first. All together it takes a few seconds.
 
     Args:
         device: where to compute.

@@ -115,7 +115,7 @@ class KnownMaps(Predictor):
             RunError: if the file there is damaged.
         """
         path = as_path(folder) / CELLS
-        if not path.is_file() or header_of(path).get(OWNER) != self._owner:
+        if not holds(path, self.detector):
             return
         tensors, _ = read_tensors(path, KIND)
         names = (row.numpy().tobytes() for row in tensors["images"])
